@@ -42,11 +42,16 @@ class TooManyFailedError(FeatxError):
 
 
 class ImageError(FeatxError):
-    """One image file that cannot become pixels; `status` is the cache's code for why."""
+    """One image file that cannot become pixels.
 
-    def __init__(self, message: str, *, status: int) -> None:
+    `status` is the cache's code for why; `sha256` the digest of the file's bytes, or 32 zeros
+    where they could not be read.
+    """
+
+    def __init__(self, message: str, *, status: int, sha256: bytes = bytes(32)) -> None:
         super().__init__(message)
         self.status = status
+        self.sha256 = sha256
 
 
 class CacheError(FeatxError):
