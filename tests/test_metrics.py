@@ -1,0 +1,194 @@
+"""Tests of featx.metrics."""
+
+import json
+
+import numpy as np
+import pytest
+from sklearn import metrics as sk
+
+import featx.metrics
+from featx.errors import InputError
+from featx.metrics import score
+
+
+def random_case(n=200, k=8, seed=0):
+    rng = np.random.default_rng(seed)
+    p = rng.dirichlet(np.full(k, 0.3), n)
+    y = np.where(rng.random(n) < 0.5, p.argmax(1), rng.integers(0, k, n))
+    return y, p, [f"class {c}" for c in range(k)]
+
+
+@pytest.mark.parametrize("k", [2, 3, 8, 30])
+def test_the_figures_equal_scikit_learns(k):
+    y, p, names = random_case(k=k)
+    report = score(y, p, classes=names, bootstrap=0)
+    predicted = p.argmax(1)
+    assert report.accuracy.value == pytest.approx(sk.accuracy_score(y, predicted))
+    assert report.balanced_accuracy.value == pytest.approx(sk.balanced_accuracy_score(y, predicted))
+    assert report.macro_f1.value == pytest.approx(
+        sk.f1_score(y, predicted, average="macro", labels=np.unique(y), zero_division=0)
+    )
+    assert report.log_loss.value == pytest.approx(sk.log_loss(y, p, labels=range(k)))
+    if k > 5:
+        assert report.top5.value == pytest.approx(
+            sk.top_k_accuracy_score(y, p, k=5, labels=range(k))
+        )
+    else:
+        assert report.top5 is None
+    assert np.array_equal(report.confusion, sk.confusion_matrix(y, predicted, labels=range(k)))
+    assert report.confusion.dtype == np.int64
+
+
+@pytest.mark.parametrize("absent", [False, True])
+def test_the_table_of_classes_equals_scikit_learns(absent):
+    y, p, names = random_case(n=60, k=9)
+    if absent:
+        p[:, [2, 7]] = 0
+        p /= p.sum(1, keepdims=True)
+        y[np.isin(y, [2, 3])] = 4
+    theirs = np.array(
+        sk.precision_recall_fscore_support(y, p.argmax(1), labels=range(9), zero_division=np.nan)
+    ).T
+    report = score(y, p, classes=names, bootstrap=0)
+    ours = [[c.precision, c.recall, c.f1, c.support] for c in report.per_class]
+    assert np.allclose(np.array(ours, float), theirs, equal_nan=True)
+    assert [c.name for c in report.per_class] == names
+    if absent:
+        assert (report.per_class[2].f1, report.per_class[3].recall) == (None, None)
+        assert report.n_classes_present == 7
+
+
+def test_the_baseline_is_the_commonest_training_class_measured_on_the_test_images():
+    p = np.full((4, 3), 1 / 3)
+    report = score([2, 2, 2, 1], p, classes="abc", train_counts=[1, 9, 3])
+    assert report.baseline.class_name == "b"
+    assert report.baseline.class_index == 1
+    assert report.baseline.commonest_in == "training images"
+    assert report.baseline.accuracy.value == 0.25
+
+
+@pytest.mark.parametrize("counts", [None, [0, 0, 0]])
+def test_without_training_counts_the_baseline_is_the_commonest_test_class_and_says_so(counts):
+    p = np.full((4, 3), 1 / 3)
+    report = score([2, 2, 2, 1], p, classes="abc", train_counts=counts)
+    assert (report.baseline.class_name, report.baseline.accuracy.value) == ("c", 0.75)
+    assert report.baseline.commonest_in == "test images"
+
+
+def test_equal_probabilities_count_for_the_first_class_in_top_1_and_top_5_alike():
+    p = np.full((7, 7), 1 / 7)
+    report = score(np.arange(7), p, classes="abcdefg", bootstrap=0)
+    assert report.accuracy.value == pytest.approx(1 / 7)
+    assert report.top5.value == pytest.approx(5 / 7)
+
+
+def test_intervals_are_the_percentiles_of_figures_taken_anew_on_drawn_images():
+    y, p, names = random_case(n=50, k=6)
+    report = score(y, p, classes=names, train_counts=[1, 2, 3, 4, 5, 6], bootstrap=200, seed=5)
+    rng = np.random.default_rng(5)
+    draws = [rng.integers(0, 50, 50) for _ in range(200)]
+    bare = [score(y[d], p[d], classes=names, bootstrap=0) for d in draws]
+    for name in ("accuracy", "top5", "balanced_accuracy", "macro_f1", "log_loss"):
+        low, high = np.percentile([getattr(r, name).value for r in bare], [2.5, 97.5])
+        ours = getattr(report, name)
+        assert (ours.low, ours.high) == pytest.approx((low, high)), name
+    low, high = np.percentile([(y[d] == 5).mean() for d in draws], [2.5, 97.5])
+    assert (report.baseline.accuracy.low, report.baseline.accuracy.high) == (low, high)
+
+
+def test_an_interval_covers_the_true_accuracy_about_as_often_as_it_says():
+    rng = np.random.default_rng(0)
+    covered = 0
+    for trial in range(200):
+        right = rng.random(80) < 0.7
+        p = np.where(right[:, None], [0.2, 0.8], [0.8, 0.2])
+        accuracy = score(np.ones(80, int), p, classes="ab", bootstrap=200, seed=trial).accuracy
+        covered += accuracy.low <= 0.7 <= accuracy.high
+    assert 0.88 < covered / 200 < 0.99
+
+
+def test_the_intervals_do_not_depend_on_how_the_draws_are_cut_into_blocks(monkeypatch):
+    y, p, names = random_case(n=37, k=7)
+    whole = score(y, p, classes=names, bootstrap=50).to_dict()
+    monkeypatch.setattr(featx.metrics, "_BLOCK", 200)
+    assert score(y, p, classes=names, bootstrap=50).to_dict() == whole
+
+
+def test_the_seed_decides_the_draws():
+    y, p, names = random_case()
+    first, again, other = (
+        score(y, p, classes=names, bootstrap=50, seed=s).log_loss for s in (1, 1, 2)
+    )
+    assert first == again
+    assert first.low != other.low
+
+
+def test_resampling_never_holds_more_than_a_block(monkeypatch):
+    held = []
+    counts = featx.metrics._row_counts
+    monkeypatch.setattr(featx.metrics, "_BLOCK", 10_000)
+    monkeypatch.setattr(
+        featx.metrics, "_row_counts", lambda v, k: held.append(v.size) or counts(v, k)
+    )
+    y, p, names = random_case(n=500)
+    score(y, p, classes=names, bootstrap=300)
+    assert max(held) <= 10_000
+
+
+@pytest.mark.parametrize(("n", "k"), [(1, 1), (1, 2), (1, 7), (5, 1), (3, 2)])
+def test_the_smallest_cases_are_scored(n, k):
+    p = np.full((n, k), 1 / k)
+    report = score(np.zeros(n, int), p, classes=[str(c) for c in range(k)], bootstrap=20)
+    assert report.accuracy == featx.metrics.Estimate(1.0, 1.0, 1.0)
+    assert report.log_loss.value == pytest.approx(np.log(k))
+    assert report.confusion.shape == (k, k)
+
+
+def test_the_most_confused_pairs_are_named_largest_first():
+    y = np.array([0, 0, 0, 1, 1, 2])
+    p = np.eye(3)[[1, 1, 0, 2, 1, 2]]
+    pairs = score(y, p, classes=["crow", "raven", "rook"]).most_confused
+    assert [(q.true, q.predicted, q.count) for q in pairs] == [
+        ("crow", "raven", 2),
+        ("raven", "rook", 1),
+    ]
+
+
+def test_a_certain_wrong_answer_costs_a_finite_loss_equal_to_scikit_learns():
+    p = np.array([[1.0, 0.0], [0.5, 0.5]])
+    ours = score([1, 0], p, classes="ab").log_loss.value
+    assert ours == pytest.approx(sk.log_loss([1, 0], p))
+
+
+def test_float32_and_float16_rows_that_sum_to_one_by_rounding_are_normalised():
+    y, p, names = random_case()
+    exact = score(y, p, classes=names, bootstrap=0).log_loss.value
+    half = p.astype(np.float32)
+    assert score(y, half, classes=names, bootstrap=0).log_loss.value == pytest.approx(exact, 1e-5)
+
+
+def test_the_report_is_ready_for_json():
+    y, p, names = random_case()
+    report = score(y, p, classes=names, train_counts=np.arange(8))
+    assert json.loads(json.dumps(report.to_dict(), allow_nan=False)) == report.to_dict()
+    assert report.to_dict()["baseline"]["accuracy"]["value"] == report.baseline.accuracy.value
+
+
+@pytest.mark.parametrize(
+    ("y", "p", "keywords", "message"),
+    [
+        ([], np.empty((0, 2)), {}, "y_true must be a vector of at least one class number"),
+        ([0, 2], np.eye(2), {}, "class numbers from 0 to 1, got 0 to 2"),
+        ([-1, 0], np.eye(2), {}, r"got -1 to 0; leave unlabelled images \(-1\) out"),
+        ([0, 1], np.eye(3), {}, r"of shape \(2, 2\), .* got shape \(3, 3\)"),
+        ([0, 1], np.eye(2) * 2, {}, "rows that sum to 2 to 2"),
+        ([0, 1], [[1.5, -0.5], [0, 1]], {}, "smallest value -0.5"),
+        ([0, 1], [[np.nan, 1], [0, 1]], {}, "probabilities must be finite"),
+        ([0, 1], np.eye(2), {"train_counts": [1]}, r"must hold 2 counts.* shape \(1,\)"),
+        ([0, 1], np.eye(2), {"train_counts": [1, -1]}, "must hold 2 counts"),
+        ([0, 1], np.eye(2), {"bootstrap": -1}, "bootstrap must be 0 or more draws, got -1"),
+    ],
+)
+def test_what_cannot_be_scored_is_refused(y, p, keywords, message):
+    with pytest.raises(InputError, match=message):
+        score(y, p, classes=["a", "b"], **keywords)
