@@ -1,0 +1,37 @@
+"""The cache: one HDF5 file of features and all that is known of their images."""
+
+from featx.cache.decide import Decision, decide
+from featx.cache.files import Disk
+from featx.cache.layout import (
+    FORMAT,
+    SPLIT_NAMES,
+    Status,
+    canonical_json,
+    differing_fields,
+    fingerprint,
+)
+from featx.cache.lock import cache_lock
+from featx.cache.reader import PARTIAL_SUFFIX, CacheFile, open_cache
+from featx.cache.verify import Verification, verify
+from featx.cache.writer import CacheWriter, Rows, partial_path
+
+__all__ = [
+    "FORMAT",
+    "PARTIAL_SUFFIX",
+    "SPLIT_NAMES",
+    "CacheFile",
+    "CacheWriter",
+    "Decision",
+    "Disk",
+    "Rows",
+    "Status",
+    "Verification",
+    "cache_lock",
+    "canonical_json",
+    "decide",
+    "differing_fields",
+    "fingerprint",
+    "open_cache",
+    "partial_path",
+    "verify",
+]

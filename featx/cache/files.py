@@ -1,0 +1,128 @@
+"""The one seam through which the cache touches the disk.
+
+Every operation that must survive a crash goes through a `Disk`, so that tests can record, fail,
+drop and replay them, and so that the fall-backs for platforms without a call live in one place.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+from featx.errors import DiskError
+
+_WORDS: Final = {
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "the disk quota is used up",
+    errno.EROFS: "the file system is read-only",
+    errno.EACCES: "permission denied",
+    errno.EPERM: "permission denied",
+    errno.EFBIG: "the file would be larger than the limit allows",
+    errno.EIO: "the disk reported an input/output error",
+    errno.ENOENT: "the folder does not exist",
+}
+_CHUNK: Final = 1 << 20
+
+
+@contextmanager
+def told_as_disk_error(path: Path | str, doing: str) -> Iterator[None]:
+    """Turn any `OSError` inside into a `DiskError` that names the file and what to do."""
+    try:
+        yield
+    except DiskError:
+        raise
+    except OSError as error:
+        words = _WORDS.get(error.errno or 0) or (error.strerror or str(error)).lower()
+        raise DiskError(
+            f"cannot {doing} {path}: {words}. What was committed is kept: free space, mend "
+            "permissions or name another place with --out, then run the same command again"
+        ) from error
+
+
+class Disk:
+    """File operations of the operating system, with a portable fall-back for each missing one.
+
+    Parameters
+    ----------
+    portable : use the fall-backs even where the platform has the call (for tests).
+    """
+
+    def __init__(self, *, portable: bool = False) -> None:
+        self._pwrite = None if portable else getattr(os, "pwrite", None)
+        self._fallocate = None if portable else getattr(os, "posix_fallocate", None)
+        self._datasync = os.fsync if portable else getattr(os, "fdatasync", os.fsync)
+        self._seek_lock = threading.Lock()
+
+    def open(self, path: Path) -> int:
+        """Open an existing file for reading and writing; the descriptor is not inherited."""
+        with told_as_disk_error(path, "open"):
+            return os.open(
+                path, os.O_RDWR | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
+            )
+
+    def close(self, fd: int) -> None:
+        os.close(fd)
+
+    def write(self, fd: int, data: bytes | memoryview, offset: int) -> None:
+        """Write all of `data` at `offset`, however many calls that takes."""
+        view = memoryview(data).cast("B")
+        while len(view):
+            if self._pwrite is not None:
+                written = self._pwrite(fd, view, offset)
+            else:
+                with self._seek_lock:
+                    os.lseek(fd, offset, os.SEEK_SET)
+                    written = os.write(fd, view)
+            view, offset = view[written:], offset + written
+
+    def allocate(self, fd: int, size_bytes: int) -> None:
+        """Reserve the disk space of the first `size_bytes`, or raise before any work is done."""
+        if self._fallocate is not None:
+            try:
+                self._fallocate(fd, 0, size_bytes)
+                return
+            except OSError as error:
+                if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
+                    raise
+        # Without the call: write zeros into every hole. A hole reads as zeros, so what was
+        # written there already (the metadata) is read and written back unchanged.
+        for offset in range(0, size_bytes, _CHUNK):
+            length = min(_CHUNK, size_bytes - offset)
+            with self._seek_lock:
+                os.lseek(fd, offset, os.SEEK_SET)
+                present = os.read(fd, length)
+            self.write(fd, present.ljust(length, b"\0"), offset)
+
+    def datasync(self, fd: int) -> None:
+        """Force the data of `fd` to stable storage."""
+        self._datasync(fd)
+
+    def sync(self, fd: int) -> None:
+        """Force data and metadata of `fd` to stable storage."""
+        os.fsync(fd)
+
+    def rename(self, source: Path, target: Path) -> None:
+        """Replace `target` by `source` in one step, then make the new name durable."""
+        with told_as_disk_error(target, "rename a file to"):
+            source.replace(target)
+            self.sync_folder(target.parent)
+
+    def sync_folder(self, folder: Path) -> None:
+        """Make names in `folder` durable; Windows has no such call and needs none."""
+        if os.name == "nt":
+            return
+        fd = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
+    def remove(self, path: Path) -> None:
+        """Remove `path` if it is there."""
+        with told_as_disk_error(path, "remove"):
+            path.unlink(missing_ok=True)

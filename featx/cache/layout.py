@@ -1,0 +1,135 @@
+"""Format 1 of the cache: its datasets, its codes, and the spec whose hash is the fingerprint."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Any, Final
+
+import numpy as np
+
+FORMAT: Final = 1
+
+RUN_BYTES: Final = 65_536  # room for the run report, written in place
+ERROR_BYTES: Final = 160
+ALIGNMENT: Final = 4_096  # features start on a page, so that numpy.memmap reads them in place
+ATTRIBUTES: Final = ("format", "spec", "fingerprint", "plan", "root")
+SPLIT_NAMES: Final = ("", "train", "val", "test")  # by code
+
+
+class Status(IntEnum):
+    """What became of an image. Only rows that are DONE are ever trained on."""
+
+    PENDING = 0
+    DONE = 1
+    UNREADABLE = 2
+    UNDECODABLE = 3
+    TOO_LARGE = 4
+    CRASHED = 5
+    NON_FINITE = 6
+
+    @property
+    def words(self) -> str:
+        """The status as people read it."""
+        return _STATUS_WORDS[self]
+
+
+_STATUS_WORDS: Final = {
+    Status.PENDING: "pending",
+    Status.DONE: "done",
+    Status.UNREADABLE: "unreadable",
+    Status.UNDECODABLE: "undecodable",
+    Status.TOO_LARGE: "too large",
+    Status.CRASHED: "crashed or hung the decoder",
+    Status.NON_FINITE: "non-finite features",
+}
+
+
+@dataclass(frozen=True)
+class Column:
+    """One dataset: its dtype and its shape, and whether the writer fills it row by row."""
+
+    dtype: np.dtype
+    shape: tuple[int, ...]
+    per_row: bool
+
+    @property
+    def nbytes(self) -> int:
+        return int(np.prod(self.shape, dtype=object)) * self.dtype.itemsize
+
+
+def columns(
+    n: int,
+    feature_shape: tuple[int, ...],
+    dtype: str,
+    path_bytes: int,
+    n_classes: int,
+    name_bytes: int,
+) -> dict[str, Column]:
+    """Every dataset of a cache of `n` images, in the order in which they lie in the file.
+
+    `path_bytes` and `name_bytes` are the lengths of the longest path and class name. Without
+    classes the `classes` dataset keeps one empty name, since HDF5 allocates nothing for none.
+    """
+    u1, i8 = np.dtype("u1"), np.dtype("<i8")
+    return {
+        "status": Column(u1, (n,), True),
+        "crc32": Column(np.dtype("<u4"), (n,), True),
+        "sha256": Column(u1, (n, 32), True),
+        "errors": Column(np.dtype(f"S{ERROR_BYTES}"), (n,), True),
+        "labels": Column(i8, (n,), False),
+        "split": Column(u1, (n,), False),
+        "groups": Column(i8, (n,), False),
+        "size_bytes": Column(i8, (n,), False),
+        "mtime_ns": Column(i8, (n,), False),
+        "paths": Column(np.dtype(f"S{max(1, path_bytes)}"), (n,), False),
+        "classes": Column(np.dtype(f"S{max(1, name_bytes)}"), (max(1, n_classes),), False),
+        "run": Column(u1, (RUN_BYTES,), False),
+        "digest": Column(u1, (32,), False),
+        "features": Column(np.dtype(dtype).newbyteorder("<"), (n, *feature_shape), True),
+    }
+
+
+def canonical_json(value: Mapping[str, Any]) -> str:
+    """The one spelling of a JSON object: sorted keys, no spaces, ASCII; NaN is refused."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def fingerprint(spec: Mapping[str, Any]) -> str:
+    """SHA-256, as 64 hex digits, of the canonical JSON of `spec`.
+
+    Examples
+    --------
+    >>> fingerprint({"a": 1, "b": 2}) == fingerprint({"b": 2, "a": 1})
+    True
+    """
+    return hashlib.sha256(canonical_json(spec).encode("ascii")).hexdigest()
+
+
+def differing_fields(
+    ours: Mapping[str, Any], theirs: Mapping[str, Any]
+) -> dict[str, tuple[Any, Any]]:
+    """Dotted names of the fields in which two specs (or plans) differ, with both values.
+
+    Examples
+    --------
+    >>> differing_fields({"a": {"b": 1}, "c": 2}, {"a": {"b": 3}, "c": 2})
+    {'a.b': (1, 3)}
+    """
+    flat_ours, flat_theirs = dict(_flatten(ours)), dict(_flatten(theirs))
+    return {
+        name: (flat_ours.get(name), flat_theirs.get(name))
+        for name in sorted(flat_ours.keys() | flat_theirs.keys())
+        if flat_ours.get(name) != flat_theirs.get(name)
+    }
+
+
+def _flatten(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, item in value.items():
+        if isinstance(item, Mapping):
+            yield from _flatten(item, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", item

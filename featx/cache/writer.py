@@ -1,0 +1,390 @@
+"""Writing a cache: complete in its metadata before the first image, then rows in place.
+
+HDF5 builds the skeleton once. From then on the file is only ever written at known offsets:
+features and per-row data first, forced to disk, then the status bytes that vouch for them, forced
+to disk. Whatever instant a crash picks, the statuses on disk speak only of rows that are whole.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Self
+
+import h5py
+import numpy as np
+
+from featx.cache.files import Disk, told_as_disk_error
+from featx.cache.layout import (
+    ALIGNMENT,
+    ERROR_BYTES,
+    FORMAT,
+    RUN_BYTES,
+    Column,
+    Status,
+    canonical_json,
+    columns,
+    fingerprint,
+)
+from featx.cache.reader import PARTIAL_SUFFIX, CacheFile, open_cache
+from featx.errors import DiskError
+
+COMMIT_INTERVAL_S: Final = 1.0
+COMMIT_BYTES: Final = 64 * 2**20
+_COPY_ROWS_BYTES: Final = 16 * 2**20
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What is known of every image before the first one is decoded; the row order of the cache.
+
+    Attributes
+    ----------
+    paths : relative to the root, in file-system bytes, sorted.
+    labels, groups : (n,) int64, -1 for none.
+    split : (n,) uint8, 0 none, 1 train, 2 val, 3 test.
+    size_bytes, mtime_ns : (n,) int64, of each file when it was listed.
+    classes : class names by label.
+    """
+
+    paths: Sequence[bytes]
+    labels: np.ndarray
+    split: np.ndarray
+    groups: np.ndarray
+    size_bytes: np.ndarray
+    mtime_ns: np.ndarray
+    classes: Sequence[str]
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """The datasets that are fixed at creation."""
+        names = [name.encode("utf-8", "surrogateescape") for name in self.classes]
+        return {
+            "paths": np.array(list(self.paths), dtype="S"),
+            "classes": np.array(names or [b""], dtype="S"),
+            "labels": self.labels,
+            "split": self.split,
+            "groups": self.groups,
+            "size_bytes": self.size_bytes,
+            "mtime_ns": self.mtime_ns,
+        }
+
+
+def partial_path(path: Path) -> Path:
+    """Where the cache `path` lies while it is unfinished."""
+    return path.with_name(path.name + PARTIAL_SUFFIX)
+
+
+class CacheWriter:
+    """An unfinished cache, open for rows: `create` or `resume`, then `put` and `fail`, `finish`.
+
+    Rows arrive in any order, each with its number; a row is done when the commit after its `put`
+    has returned. Closing without `finish` keeps everything committed for a later `resume`.
+    """
+
+    def __init__(self, file: CacheFile, *, disk: Disk) -> None:
+        self.file = file
+        self._disk = disk
+        self._fd = disk.open(file.path)
+        self._status = file.read("status")
+        self._uncommitted: list[tuple[int, int]] = []  # (row, status) whose data is written
+        self._uncommitted_bytes = 0
+        self._committed_at = time.monotonic()
+        self._features = file.columns["features"]
+
+    @classmethod
+    def create(
+        cls,
+        path: Path,
+        rows: Rows,
+        *,
+        root: str,
+        spec: Mapping[str, Any],
+        plan: Mapping[str, Any],
+        feature_shape: tuple[int, ...],
+        dtype: str = "float32",
+        source: CacheFile | None = None,
+        source_rows: np.ndarray | None = None,
+        disk: Disk | None = None,
+    ) -> Self:
+        """Lay out the whole file, reserve its space, and give it its ``.partial`` name.
+
+        Rows taken over from `source` are in it before it gets that name, so that the unfinished
+        file it may replace is never missed.
+
+        Parameters
+        ----------
+        path : final name of the cache.
+        rows : the images, in row order.
+        root, spec, plan : as in `CacheFile`.
+        feature_shape, dtype : of one image's features.
+        source : a cache of the same spec to take finished rows from.
+        source_rows : (n,) int64; for each image its row in `source`, or -1.
+
+        Raises
+        ------
+        DiskError
+            The space cannot be reserved or the folder cannot be written. Nothing is left behind.
+        """
+        disk = disk or Disk()
+        arrays = rows.arrays()
+        layout = columns(
+            len(rows),
+            feature_shape,
+            dtype,
+            arrays["paths"].dtype.itemsize,
+            len(arrays["classes"]),
+            arrays["classes"].dtype.itemsize,
+        )
+        attributes = {
+            "format": f"featx cache {FORMAT}",
+            "spec": canonical_json(spec),
+            "fingerprint": fingerprint(spec),
+            "plan": canonical_json(plan),
+            "root": root,
+        }
+        temporary = path.with_name(path.name + ".tmp")
+        try:
+            with told_as_disk_error(path, "create"):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                offsets = _build_skeleton(temporary, layout, attributes)
+                _fill(temporary, layout, offsets, arrays, disk)
+            if source is not None and source_rows is not None:
+                writer = cls(open_cache(temporary), disk=disk)
+                try:
+                    writer._copy_rows(source, source_rows)
+                    writer.commit()
+                finally:
+                    writer.close()
+            disk.rename(temporary, partial_path(path))
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        return cls.resume(path, disk=disk)
+
+    @classmethod
+    def resume(cls, path: Path, *, disk: Disk | None = None) -> Self:
+        """Open the unfinished cache of `path` where it stopped."""
+        return cls(open_cache(partial_path(path), partial=True), disk=disk or Disk())
+
+    @property
+    def pending(self) -> np.ndarray:
+        """Numbers of the rows that are still to do, (m,) int64, ascending."""
+        return np.flatnonzero(self._status == Status.PENDING)
+
+    def put(self, rows: np.ndarray, features: np.ndarray, sha256: np.ndarray) -> None:
+        """Write the features of `rows`.
+
+        Parameters
+        ----------
+        rows : (m,) int64 row numbers, ascending.
+        features : (m, d...) of the cache's dtype, finite.
+        sha256 : (m, 32) uint8, of the image files' bytes.
+        """
+        features = np.ascontiguousarray(features, dtype=self._features.dtype)
+        assert features.shape == (len(rows), *self.file.feature_shape), features.shape
+        flat = features.reshape(len(rows), -1).view(np.uint8)
+        crc32 = np.fromiter((zlib.crc32(row.data) for row in flat), dtype="<u4", count=len(rows))
+        self._write_rows("features", rows, features)
+        self._write_rows("crc32", rows, crc32)
+        self._write_rows("sha256", rows, sha256)
+        self._settle(rows, np.full(len(rows), Status.DONE, np.uint8), features.nbytes)
+
+    def fail(self, row: int, status: Status, reason: str, sha256: bytes = bytes(32)) -> None:
+        """Record that the image of `row` has no features, and why; its features become NaN."""
+        number = np.array([row])
+        blank = np.full((1, *self.file.feature_shape), np.nan, self._features.dtype)
+        crc32 = np.array([zlib.crc32(blank.tobytes())], dtype="<u4")
+        words = _cut_utf8(reason, ERROR_BYTES)
+        self._write_rows("features", number, blank)
+        self._write_rows("crc32", number, crc32)
+        self._write_rows("sha256", number, np.frombuffer(sha256, np.uint8)[None])
+        self._write_rows("errors", number, np.array([words], dtype=f"S{ERROR_BYTES}"))
+        self._settle(number, np.array([status], np.uint8), blank.nbytes)
+
+    def commit(self) -> None:
+        """Force what was put to disk, then the status bytes that vouch for it, then those."""
+        if not self._uncommitted:
+            return
+        with told_as_disk_error(self.file.path, "write"):
+            self._disk.datasync(self._fd)
+            order = sorted(self._uncommitted)
+            rows = np.array([row for row, _ in order])
+            status = np.array([status for _, status in order], np.uint8)
+            self._write_rows("status", rows, status)
+            self._disk.datasync(self._fd)
+        self._status[rows] = status
+        self._uncommitted, self._uncommitted_bytes = [], 0
+        self._committed_at = time.monotonic()
+
+    def write_run(self, report: Mapping[str, Any]) -> None:
+        """Replace the run report.
+
+        Raises
+        ------
+        AssertionError
+            The report's JSON is longer than the room kept for it.
+        """
+        text = canonical_json(report).encode("ascii")
+        assert len(text) <= RUN_BYTES, f"run report of {len(text)} bytes"
+        with told_as_disk_error(self.file.path, "write"):
+            self._disk.write(self._fd, text.ljust(RUN_BYTES, b"\0"), self.file.offsets["run"])
+
+    def finish(self, path: Path, report: Mapping[str, Any]) -> CacheFile:
+        """Seal the file with its digest and give it its final name. Every row must be settled."""
+        self.commit()
+        assert not len(self.pending), "a cache with pending rows must not get its final name"
+        self.write_run(report)
+        with told_as_disk_error(self.file.path, "write"):
+            digest = digest_of(self.file)
+            self._disk.write(self._fd, digest, self.file.offsets["digest"])
+            self._disk.sync(self._fd)
+        self.close()
+        self._disk.rename(self.file.path, path)
+        return open_cache(path)
+
+    def close(self) -> None:
+        """Close the file; what was not committed is done again by a later resume."""
+        if self._fd >= 0:
+            self._disk.close(self._fd)
+            self._fd = -1
+
+    def _copy_rows(self, source: CacheFile, source_rows: np.ndarray) -> None:
+        """Take settled rows over from another cache of the same spec."""
+        targets = np.flatnonzero(source_rows >= 0)
+        maps = {
+            name: source.map(name) for name in ("features", "crc32", "sha256", "errors", "status")
+        }
+        step = max(
+            1, _COPY_ROWS_BYTES // max(1, self._features.nbytes // max(1, len(self._status)))
+        )
+        for start in range(0, len(targets), step):
+            rows = targets[start : start + step]
+            taken = {name: mapped[source_rows[rows]] for name, mapped in maps.items()}
+            for name in ("features", "crc32", "sha256", "errors"):
+                self._write_rows(name, rows, taken[name])
+            self._settle(rows, taken["status"], taken["features"].nbytes)
+
+    def _settle(self, rows: np.ndarray, status: np.ndarray, nbytes: int) -> None:
+        self._uncommitted.extend(zip(rows.tolist(), status.tolist(), strict=True))
+        self._uncommitted_bytes += nbytes
+        overdue = time.monotonic() - self._committed_at >= COMMIT_INTERVAL_S
+        if overdue or self._uncommitted_bytes >= COMMIT_BYTES:
+            self.commit()
+
+    def _write_rows(self, name: str, rows: np.ndarray, values: np.ndarray) -> None:
+        column, offset = self.file.columns[name], self.file.offsets[name]
+        row_bytes = column.nbytes // len(self._status)
+        values = np.ascontiguousarray(values, dtype=column.dtype)
+        with told_as_disk_error(self.file.path, "write"):
+            for start, stop in _runs(rows):
+                self._disk.write(
+                    self._fd,
+                    values[start:stop].reshape(-1).view(np.uint8).data,
+                    offset + int(rows[start]) * row_bytes,
+                )
+
+
+def digest_of(file: CacheFile) -> bytes:
+    """SHA-256 (32 bytes) of every byte outside `features`, the digest itself taken as zeros."""
+    skipped = sorted(
+        (file.offsets[name], file.columns[name].nbytes, name) for name in ("features", "digest")
+    )
+    sha256 = hashlib.sha256()
+    with file.path.open("rb") as stream:
+        position = 0
+        for start, length, name in skipped:
+            _hash_range(sha256, stream, position, start)
+            if name == "digest":
+                sha256.update(bytes(length))
+            position = start + length
+        _hash_range(sha256, stream, position, file.path.stat().st_size)
+    return sha256.digest()
+
+
+def _hash_range(sha256: Any, stream: Any, start: int, stop: int) -> None:
+    stream.seek(start)
+    while start < stop and (chunk := stream.read(min(1 << 20, stop - start))):
+        sha256.update(chunk)
+        start += len(chunk)
+
+
+def _runs(rows: np.ndarray) -> Iterator[tuple[int, int]]:
+    """Slices of `rows` whose numbers follow one another, so that each is one write."""
+    if not len(rows):
+        return
+    breaks = np.flatnonzero(np.diff(rows) != 1) + 1
+    yield from zip([0, *breaks.tolist()], [*breaks.tolist(), len(rows)], strict=True)
+
+
+def _cut_utf8(text: str, length: int) -> bytes:
+    line = " ".join(text.split())
+    return line.encode("utf-8", "replace")[:length].decode("utf-8", "ignore").encode()
+
+
+def _build_skeleton(
+    path: Path, layout: Mapping[str, Column], attributes: Mapping[str, str]
+) -> dict[str, int]:
+    """Let HDF5 write all metadata and allocate all datasets; returns their offsets."""
+    try:
+        with h5py.File(
+            path,
+            "w",
+            libver="latest",
+            locking=False,
+            alignment_threshold=1,
+            alignment_interval=ALIGNMENT,
+        ) as file:
+            for name, text in attributes.items():
+                _fixed_attribute(file, name, text)
+            return {name: _allocate_dataset(file, name, column) for name, column in layout.items()}
+    except RuntimeError as error:  # how HDF5 reports some failing writes
+        raise DiskError(f"cannot create {path}: {error}") from error
+
+
+def _fixed_attribute(file: h5py.File, name: str, text: str) -> None:
+    data = text.encode("utf-8", "surrogateescape")
+    dtype = h5py.string_dtype("utf-8", max(1, len(data)))
+    file.attrs.create(name, np.array(data, dtype=dtype), dtype=dtype)
+
+
+def _allocate_dataset(file: h5py.File, name: str, column: Column) -> int:
+    plist = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    plist.set_layout(h5py.h5d.CONTIGUOUS)
+    plist.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+    plist.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+    plist.set_obj_track_times(False)  # the same rows give the same bytes
+    dtype = column.dtype
+    if dtype.kind == "S":
+        dtype = h5py.string_dtype("utf-8", dtype.itemsize)
+    type_id = h5py.h5t.py_create(dtype, logical=True)
+    space = h5py.h5s.create_simple(column.shape)
+    dataset = h5py.h5d.create(file.id, name.encode(), type_id, space, plist)
+    return int(dataset.get_offset())
+
+
+def _fill(
+    path: Path,
+    layout: Mapping[str, Column],
+    offsets: Mapping[str, int],
+    arrays: Mapping[str, np.ndarray],
+    disk: Disk,
+) -> None:
+    """Reserve the space of the whole file, write the fixed columns, and sync."""
+    fd = disk.open(path)
+    try:
+        end = max(offsets[name] + column.nbytes for name, column in layout.items())
+        disk.allocate(fd, max(end, os.fstat(fd).st_size))
+        for name, array in arrays.items():
+            data = np.ascontiguousarray(array, dtype=layout[name].dtype)
+            disk.write(fd, data.reshape(-1).view(np.uint8).data, offsets[name])
+        disk.sync(fd)
+    finally:
+        disk.close(fd)
