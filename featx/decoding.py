@@ -131,9 +131,10 @@ def decode(data: bytes, options: DecodeOptions, *, fast: bool) -> np.ndarray:
     Returns
     -------
     (h, w, 3) uint8 array
-        RGB, 0 to 255, C-contiguous and writable. Each mode has a rule, see `featx.image_modes.rgb_of`. Animated
-        and multi-page files give the picture Pillow opens first. `exif=False` gives the pixels as
-        stored, for TIFF too, which Pillow turns by itself; only HEIF is always turned, in libheif.
+        RGB, 0 to 255, C-contiguous and writable; the rule of each mode is in
+        `featx.image_modes.rgb_of`. Animated and multi-page files give the picture Pillow opens
+        first. `exif=False` gives the pixels as stored, for TIFF too, which Pillow turns by
+        itself; only HEIF is always turned, in libheif.
 
     Raises
     ------

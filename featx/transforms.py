@@ -1,0 +1,290 @@
+"""A preprocessing transform as data: how RGB pixels become a network's input, exactly and fast.
+
+The transform of a published network is torchvision's `ImageClassification`: resize the short side,
+crop the centre, scale to 0..1, normalise. `exact` gives its bits as it works on Pillow images;
+`fast` resizes by torch, at most 1 of 255 off.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from featx.errors import ImageError, InputError
+
+if TYPE_CHECKING:
+    import torch
+
+# Pillow's filters under torchvision's names, with the numbers of PIL.Image.Resampling. Pillow has
+# one nearest filter, so that torchvision's nearest-exact is the same on Pillow images.
+INTERPOLATIONS = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3, "box": 4, "hamming": 5}
+# Resizing the short side of a strip of 1 x 20,000 pixels to 256 would need 1.3 gigapixels, of 4
+# bytes each in Pillow.
+MAX_RESIZED_PIXELS = 100_000_000
+TOO_LARGE = 4  # the cache's status code
+
+
+@dataclass(frozen=True)
+class Transform:
+    """Resize the short side, crop the centre, normalise.
+
+    Attributes
+    ----------
+    resize : short side after resizing, in pixels; None: not resized.
+    crop : side of the centre crop, in pixels; where the picture is smaller, black is added.
+    mean, std : one number a channel (RGB), on the scale 0..1.
+    interpolation : bilinear, bicubic, nearest, box, hamming or lanczos.
+    antialias : True; Pillow always does, and so does `fast`.
+
+    Raises
+    ------
+    InputError
+        For a value outside these, in one sentence.
+
+    Examples
+    --------
+    >>> transform = Transform(resize=256, crop=224, mean=(0.5,) * 3, std=(0.5,) * 3)
+    >>> transform.resize_crop(np.zeros((300, 400, 3), np.uint8), mode="exact").shape
+    (224, 224, 3)
+    """
+
+    resize: int | None
+    crop: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    interpolation: str = "bilinear"
+    antialias: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("resize", "crop"):
+            value = getattr(self, name)
+            if value is None and name == "resize":
+                continue
+            if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= 10_000:
+                raise InputError(
+                    f"{name} must be a whole number of pixels, 1 to 10,000, got {value!r}"
+                )
+        for name in ("mean", "std"):
+            values = getattr(self, name)
+            if not _are_three_numbers(values):
+                raise InputError(
+                    f"{name} must be three finite numbers (red, green, blue), got {values!r}"
+                )
+            object.__setattr__(self, name, tuple(float(v) for v in values))
+        if min(self.std) <= 0:
+            raise InputError(f"std must be above 0 in every channel, got {self.std}")
+        if self.interpolation not in INTERPOLATIONS:
+            raise InputError(
+                f"interpolation must be one of {', '.join(INTERPOLATIONS)}, "
+                f"got {self.interpolation!r}"
+            )
+        if self.antialias is not True:
+            raise InputError(
+                f"antialias must be True, got {self.antialias!r}: published transforms resize "
+                "Pillow images, which is always antialiased"
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the transform as plain JSON values."""
+        values = dataclasses.asdict(self)
+        return {**values, "mean": list(self.mean), "std": list(self.std)}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Transform:
+        """Return the transform of `to_dict`; raise `InputError` for other fields or values."""
+        names = {field.name for field in dataclasses.fields(cls)}
+        missing = names - {"interpolation", "antialias"} - set(values)
+        if missing or set(values) - names:
+            raise InputError(
+                f"a transform has the fields {', '.join(sorted(names))}; got "
+                f"{', '.join(sorted(map(str, values)))}"
+            )
+        return cls(**values)
+
+    @classmethod
+    def from_preset(cls, preset: Any) -> Transform:
+        """Return the transform of a published network.
+
+        Parameters
+        ----------
+        preset
+            torchvision's ``weights.transforms()`` (`ImageClassification`), or timm's data config
+            (the dictionary of ``timm.data.resolve_data_config``).
+
+        Raises
+        ------
+        InputError
+            For what a `Transform` cannot say: a crop that is not square, squashing, borders.
+        """
+        if isinstance(preset, Mapping):
+            return cls._from_timm(preset)
+        try:
+            crop, resize = list(preset.crop_size), list(preset.resize_size)
+            mean, std = tuple(preset.mean), tuple(preset.std)
+            interpolation = str(getattr(preset.interpolation, "value", preset.interpolation))
+        except (AttributeError, TypeError) as error:
+            raise InputError(
+                "a preset must have crop_size, resize_size, mean, std and interpolation, as "
+                f"torchvision's ImageClassification has; got {preset!r}"
+            ) from error
+        if len(resize) != 1 or len(set(crop)) != 1:
+            raise InputError(
+                f"the preset resizes to {resize} and crops to {crop}; only a short side and a "
+                "square crop can be represented"
+            )
+        return cls(resize[0], crop[0], mean, std, _pillow_name(interpolation))
+
+    @classmethod
+    def _from_timm(cls, config: Mapping[str, Any]) -> Transform:
+        """Return the evaluation transform of a timm config (timm/data/transforms_factory.py)."""
+        try:
+            channels, h, w = config["input_size"]
+            mean, std = tuple(config["mean"]), tuple(config["std"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise InputError(
+                f"a timm data config must have input_size (3, h, w), mean and std; got {config!r}"
+            ) from error
+        crop_mode = config.get("crop_mode") or "center"
+        if crop_mode != "center" or h != w or channels != 3:
+            raise InputError(
+                f"a crop of {h} x {w} in mode {crop_mode!r} from {channels} channels cannot be "
+                "represented; only a square centre crop of RGB can"
+            )
+        # timm's default and its rounding: DEFAULT_CROP_PCT, transforms_imagenet_eval
+        resize = math.floor(h / (config.get("crop_pct") or 0.875))
+        return cls(resize, h, mean, std, _pillow_name(config.get("interpolation") or "bilinear"))
+
+    def replace(self, **overrides: Any) -> Transform:
+        """Return the transform with fields replaced; raise `InputError` for unknown ones."""
+        return Transform.from_dict({**dataclasses.asdict(self), **overrides})
+
+    def resize_crop(
+        self, pixels: np.ndarray, *, mode: Literal["exact", "fast"] = "fast"
+    ) -> np.ndarray:
+        """Return the centre of a picture, resized and cropped.
+
+        Parameters
+        ----------
+        pixels : (h, w, 3) uint8 RGB.
+        mode
+            `exact`: the bits of torchvision's transform on Pillow images. `fast`: at most 1 of 255
+            off, by torch's uint8 resize where the interpolation is bilinear; others are exact.
+
+        Returns
+        -------
+        (crop, crop, 3) uint8 array
+            C-contiguous and writable.
+
+        Raises
+        ------
+        ImageError
+            Status 4 when the resized picture would have more than 100 megapixels.
+        """
+        if mode not in ("exact", "fast"):
+            raise InputError(f"mode must be 'exact' or 'fast', got {mode!r}")
+        h, w = pixels.shape[:2]
+        new_h, new_w = self._resized_size(h, w)
+        if (new_h, new_w) == (h, w):
+            return _center_crop(pixels, self.crop)
+        if mode == "fast" and self.interpolation == "bilinear":
+            return _center_crop(_resized_by_torch(pixels, new_h, new_w), self.crop)
+        return _crop_of_pillow(pixels, new_h, new_w, self.crop, INTERPOLATIONS[self.interpolation])
+
+    def _resized_size(self, h: int, w: int) -> tuple[int, int]:
+        """Return height and width after resizing, truncated as torchvision does.
+
+        torchvision.transforms.functional._compute_resized_output_size
+        """
+        if self.resize is None:
+            return h, w
+        short, long = min(h, w), max(h, w)
+        new_long = int(self.resize * long / short)
+        if self.resize * new_long > MAX_RESIZED_PIXELS:
+            raise ImageError(
+                f"{w:,} x {h:,} pixels would become {self.resize:,} x {new_long:,} = "
+                f"{self.resize * new_long:,}, more than {MAX_RESIZED_PIXELS:,}",
+                status=TOO_LARGE,
+            )
+        return (new_long, self.resize) if w <= h else (self.resize, new_long)
+
+    def normalise(self, batch: torch.Tensor) -> torch.Tensor:
+        """Return a batch as the network takes it.
+
+        The operations are those of torchvision's `convert_image_dtype` and `normalize`, in their
+        order, so that the bits are the same on every device.
+
+        Parameters
+        ----------
+        batch : (n, 3, h, w) uint8 tensor on any device; not changed.
+
+        Returns
+        -------
+        (n, 3, h, w) float32 tensor on the same device
+        """
+        import torch
+
+        mean = torch.as_tensor(self.mean, dtype=torch.float32, device=batch.device)
+        std = torch.as_tensor(self.std, dtype=torch.float32, device=batch.device)
+        scaled = batch.to(torch.float32).div_(255.0)
+        return scaled.sub_(mean.view(-1, 1, 1)).div_(std.view(-1, 1, 1))
+
+
+def _are_three_numbers(values: object) -> bool:
+    return (
+        isinstance(values, Sequence)
+        and not isinstance(values, str)
+        and len(values) == 3
+        and all(isinstance(v, int | float) and math.isfinite(v) for v in values)
+    )
+
+
+def _pillow_name(interpolation: str) -> str:
+    """Return the name among `INTERPOLATIONS` that means the same on Pillow images."""
+    return "nearest" if interpolation == "nearest-exact" else interpolation
+
+
+def _span(size: int, crop: int) -> tuple[int, int]:
+    """Return where a centre crop starts in an axis, and the black before it (one of them is 0).
+
+    torchvision.transforms.functional.center_crop: rounds half to even, pads the smaller half first.
+    """
+    return (round((size - crop) / 2.0), 0) if size >= crop else (0, (crop - size) // 2)
+
+
+def _center_crop(pixels: np.ndarray, crop: int) -> np.ndarray:
+    """Return (crop, crop, 3): the centre of the picture, black where it does not reach."""
+    h, w = pixels.shape[:2]
+    (top, above), (left, before) = _span(h, crop), _span(w, crop)
+    part = pixels[top : top + crop, left : left + crop]
+    if part.shape[:2] == (crop, crop):
+        return part.copy()
+    out = np.zeros((crop, crop, 3), np.uint8)
+    out[above : above + part.shape[0], before : before + part.shape[1]] = part
+    return out
+
+
+def _resized_by_torch(pixels: np.ndarray, h: int, w: int) -> np.ndarray:
+    """Return (h, w, 3) by torch's antialiased bilinear resize, which works in whole numbers."""
+    import torch
+
+    if not pixels.flags.writeable:  # torch warns of arrays it must not write, though it will not
+        pixels = pixels.copy()
+    image = torch.from_numpy(pixels).permute(2, 0, 1)[None]  # (1, 3, h, w), channels last
+    resized = torch.nn.functional.interpolate(image, (h, w), mode="bilinear", antialias=True)
+    return resized[0].permute(1, 2, 0).numpy()
+
+
+def _crop_of_pillow(pixels: np.ndarray, h: int, w: int, crop: int, resample: int) -> np.ndarray:
+    """Return (crop, crop, 3): the centre of Pillow's resize to h x w."""
+    from PIL import Image
+
+    resized = Image.fromarray(pixels).resize((w, h), Image.Resampling(resample))
+    (top, _), (left, _) = _span(h, crop), _span(w, crop)
+    # Cut in Pillow, so that only the crop is turned into an array.
+    part = resized.crop((left, top, min(left + crop, w), min(top + crop, h)))
+    return _center_crop(np.asarray(part), crop)
