@@ -1,0 +1,393 @@
+"""A name becomes a network, its preprocessing transform, its class names and its identity."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from featx import architectures, timm_backbones
+from featx.architectures import PublishedWeights
+from featx.errors import InputError, WeightsError
+from featx.keys import classifier_path, load_into, rename_old_keys
+from featx.transforms import Transform
+from featx.weights import (
+    check_published_hash,
+    checkpoint_folder,
+    fetch,
+    file_name,
+    hash_prefix,
+    read_state_dict,
+    sha256_file,
+    state_dict_sha256,
+)
+
+_FILE_SUFFIXES = {".pth", ".pt", ".bin", ".safetensors", ".ckpt", ".tar", ".pkl", ".h5"}
+_TRANSFORM_FIELDS = ("resize", "crop", "mean", "std", "interpolation")
+
+
+@dataclass(frozen=True, eq=False)
+class Backbone:
+    """A network with its weights, its own preprocessing and its class names.
+
+    Attributes
+    ----------
+    name
+        ``"densenet121"``, ``"timm:resnet18"``.
+    network
+        In evaluation mode, no parameter requires a gradient; on the CPU, float32.
+    transform
+        How an image becomes the network's input.
+    classes
+        Names of the network's outputs; empty where they are not known.
+    weights
+        ``"IMAGENET1K_V1"``, ``"random"`` or a file's name, as shown to people.
+    weights_sha256
+        Of the file's bytes; of the canonical state dict (`weights.state_dict_sha256`) where
+        there is no file.
+    weights_path
+        The file, absolute; None where there is none.
+    notes
+        Sentences the user must be told: a transform that was assumed, a classifier that was
+        dropped, keys that were missing.
+    """
+
+    name: str
+    network: nn.Module
+    transform: Transform
+    classes: tuple[str, ...]
+    weights: str
+    weights_sha256: str
+    weights_path: str | None
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class BackboneInfo:
+    """What is known of a backbone without building it.
+
+    Attributes
+    ----------
+    params_millions
+        Trainable values / 1e6.
+    input_size
+        Height and width of the input of the default weights, pixels.
+    weights
+        Names of the published entries, oldest first.
+    downloaded
+        Those of `weights` whose file is in torch.hub's folder.
+    """
+
+    name: str
+    family: str
+    params_millions: float
+    input_size: int
+    weights: tuple[str, ...]
+    downloaded: tuple[str, ...]
+
+
+def list_backbones() -> tuple[BackboneInfo, ...]:
+    """All networks `load_backbone` knows by name; nothing is downloaded or built.
+
+    Returns
+    -------
+    tuple
+        Sorted by name. timm's models (``timm:NAME``) are not listed.
+
+    Examples
+    --------
+    >>> [info.params_millions for info in list_backbones() if info.name == "mobilenet_v2"]
+    [3.504872]
+    """
+    folder = checkpoint_folder()
+    infos = []
+    for name in architectures.architecture_names():
+        entries = architectures.published(name)
+        default = architectures.published_named(name, "default")
+        assert default is not None
+        infos.append(
+            BackboneInfo(
+                name=name,
+                family=architectures.family(name),
+                params_millions=default.num_params / 1e6,
+                input_size=Transform.from_preset(default.preset()).crop,
+                weights=tuple(entry.name for entry in entries),
+                downloaded=tuple(
+                    entry.name for entry in entries if (folder / file_name(entry.url)).is_file()
+                ),
+            )
+        )
+    return tuple(infos)
+
+
+def load_backbone(
+    name: str,
+    *,
+    weights: str | os.PathLike[str] = "default",
+    seed: int = 0,
+    transform: Mapping[str, Any] | None = None,
+) -> Backbone:
+    """Build a network, load its weights and take everything that belongs to them.
+
+    A file given by path that is a published file (by its SHA-256) is treated as that entry in
+    everything: transform, class names, `transform_input`, auxiliary heads, image size.
+
+    Parameters
+    ----------
+    name
+        A classification network of torchvision, or ``timm:NAME``.
+    weights
+        ``"default"``: ``IMAGENET1K_V1``, or the first published entry where there is none;
+        ``"DEFAULT"``: torchvision's newest; an entry's name; a path; ``"random"``.
+    seed
+        Of ``"random"`` weights, and of a classifier the file has none for. The global random
+        number generator is not touched.
+    transform
+        Values that replace those of the weights' transform: any of ``resize``, ``crop``,
+        ``mean``, ``std``, ``interpolation``.
+
+    Raises
+    ------
+    InputError
+        Unknown name, entry or transform field; an input size the network cannot take.
+    MissingExtraError
+        A timm model without timm.
+    WeightsError
+        The weights cannot be downloaded or read, are damaged, or are another network's.
+
+    Examples
+    --------
+    >>> backbone = load_backbone("squeezenet1_1", weights="random")
+    >>> backbone.weights, backbone.transform.crop, backbone.network.training
+    ('random', 224, False)
+    """
+    overrides = _checked_overrides(transform)
+    if name.startswith("timm:"):
+        return _load_timm(name, weights, seed, overrides)
+    architectures.check_name(name)
+    if weights == "random":
+        return _load_random(name, seed, overrides)
+    entry = architectures.published_named(name, weights) if isinstance(weights, str) else None
+    if entry is not None:
+        path = fetch(entry.url, label=f"{name} {entry.name}")
+        sha256 = sha256_file(path)
+        check_published_hash(path, sha256, entry.url)
+    else:
+        path = _existing_file(name, weights)
+        sha256 = sha256_file(path)
+        entry = _entry_by_hash(name, path, sha256)
+    return _load_file(name, path, sha256, entry, seed, overrides)
+
+
+def _checked_overrides(transform: Mapping[str, Any] | None) -> dict[str, Any]:
+    given = dict(transform or {})
+    unknown = sorted(set(given) - set(_TRANSFORM_FIELDS))
+    if unknown:
+        raise InputError(
+            f"unknown transform field {unknown[0]!r}; known are {', '.join(_TRANSFORM_FIELDS)}"
+        )
+    return {key: value for key, value in given.items() if value is not None}
+
+
+def _existing_file(name: str, weights: str | os.PathLike[str]) -> Path:
+    """The weights file at a path the user gave, absolute; else the error that helps most."""
+    path = Path(weights).expanduser()
+    if path.is_file():
+        return path.resolve()
+    looks_like_path = path.suffix.lower() in _FILE_SUFFIXES or len(path.parts) > 1
+    if path.exists() or looks_like_path or not isinstance(weights, str):
+        what = "is a folder" if path.is_dir() else "does not exist"
+        raise WeightsError(
+            f"weights file {path} {what}; give the path of a .pth or .safetensors file, "
+            "an entry's name, or random"
+        )
+    if name.startswith("timm:"):
+        known = "default (timm's own)"
+    else:
+        known = ", ".join(entry.name for entry in architectures.published(name))
+    raise InputError(
+        f"unknown weights {weights!r} of {name}; there are {known}, DEFAULT (the newest), "
+        "random, or the path of a .pth or .safetensors file"
+    )
+
+
+def _entry_by_hash(name: str, path: Path, sha256: str) -> PublishedWeights | None:
+    """The published entry whose file this is, or None; another architecture's is refused."""
+    for architecture in (name, *architectures.architecture_names()):
+        for entry in architectures.published(architecture):
+            prefix = hash_prefix(entry.url)
+            if prefix is None or not sha256.startswith(prefix):
+                continue
+            if architecture == name:
+                return entry
+            raise WeightsError(
+                f"{path} is a file of another network: the published weights {entry.name} of "
+                f"{architecture}; give --backbone {architecture}"
+            )
+    return None
+
+
+def _load_random(name: str, seed: int, overrides: Mapping[str, Any]) -> Backbone:
+    entry = architectures.published(name)[0]
+    network = _build(name, entry, seed, for_weights=False)
+    freeze(network)
+    return Backbone(
+        name=name,
+        network=network,
+        transform=_transform(name, entry, network, overrides),
+        classes=(),
+        weights="random",
+        weights_sha256=state_dict_sha256(network.state_dict()),
+        weights_path=None,
+        notes=(
+            f"weights are random (seed {seed}): features of an untrained network",
+            _assumed(name, entry, overrides),
+        ),
+    )
+
+
+def _load_file(
+    name: str,
+    path: Path,
+    sha256: str,
+    entry: PublishedWeights | None,
+    seed: int,
+    overrides: Mapping[str, Any],
+) -> Backbone:
+    """Build the network that a file's weights fit, and load them; `entry` where it is published."""
+    family = architectures.family(name)
+    state = rename_old_keys(read_state_dict(path), family)
+    form = entry or _form_for(name, state)
+    network = _build(name, form, seed, for_weights=True)
+    auxiliary = architectures.auxiliary_heads(name)
+    notes = load_into(
+        network,
+        state,
+        classifier=classifier_path(network, auxiliary=auxiliary),
+        auxiliary=auxiliary,
+        source=str(path),
+        looks_like=architectures.guess(state),
+    )
+    architectures.drop_auxiliary(name, network)
+    freeze(network)
+    return Backbone(
+        name=name,
+        network=network,
+        transform=_transform(name, form, network, overrides),
+        classes=entry.classes if entry else (),
+        weights=entry.name if entry else path.name,
+        weights_sha256=sha256,
+        weights_path=str(path.resolve()),
+        notes=(
+            *notes,
+            *_non_finite(network),
+            *(() if entry else (_assumed(name, form, overrides),)),
+        ),
+    )
+
+
+def _form_for(name: str, state: Mapping[str, torch.Tensor]) -> PublishedWeights:
+    """The first published entry that takes inputs of the file's size: a ViT's is in its keys."""
+    entries = architectures.published(name)
+    embedding = state.get("encoder.pos_embedding")
+    patch = state.get("conv_proj.weight")
+    if embedding is not None and patch is not None and embedding.ndim == 3 and patch.ndim == 4:
+        # (1, 1 + side * side, d): one class token and a square of patches
+        side = round((embedding.shape[1] - 1) ** 0.5) * patch.shape[-1]
+        return next((entry for entry in entries if entry.min_size == side), entries[0])
+    return entries[0]
+
+
+def _build(name: str, entry: PublishedWeights, seed: int, *, for_weights: bool) -> nn.Module:
+    # devices=[]: the networks are built on the CPU, so only its generator is forked.
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return architectures.build(name, entry=entry, for_weights=for_weights)
+
+
+def freeze(network: nn.Module) -> None:
+    """Evaluation mode and no gradients, in place."""
+    network.eval()
+    network.requires_grad_(False)
+
+
+def _transform(
+    name: str, entry: PublishedWeights, network: nn.Module, overrides: Mapping[str, Any]
+) -> Transform:
+    transform = Transform.from_preset(entry.preset())
+    if overrides:
+        transform = transform.replace(**overrides)
+    fixed = getattr(network, "image_size", None) or (
+        entry.min_size if architectures.family(name) == "maxvit" else None
+    )
+    if fixed is not None and transform.crop != fixed:
+        raise InputError(
+            f"{name} takes images of exactly {fixed} pixels, got a crop of {transform.crop}"
+        )
+    if fixed is None and architectures.family(name) != "swin" and transform.crop < entry.min_size:
+        raise InputError(
+            f"{name} takes images of {entry.min_size} pixels or more, got a crop of "
+            f"{transform.crop}"
+        )
+    return transform
+
+
+def _assumed(name: str, entry: PublishedWeights, overrides: Mapping[str, Any]) -> str:
+    changed = f" with {', '.join(sorted(overrides))} as given" if overrides else ""
+    return (
+        f"transform assumed: that of {name} {entry.name}{changed}; "
+        "--resize, --crop, --mean, --std and --interpolation change it"
+    )
+
+
+def _non_finite(network: nn.Module) -> tuple[str, ...]:
+    bad = [
+        key
+        for key, tensor in network.state_dict().items()
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all())
+    ]
+    if not bad:
+        return ()
+    return (f"{len(bad)} of the weights' tensors hold values that are not finite ({bad[0]}, ...)",)
+
+
+def _load_timm(
+    name: str, weights: str | os.PathLike[str], seed: int, overrides: Mapping[str, Any]
+) -> Backbone:
+    model_name = name.removeprefix("timm:")
+    pretrained = weights in ("default", "DEFAULT")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = timm_backbones.build(model_name, pretrained=pretrained)
+    notes: tuple[str, ...] = ()
+    path: Path | None = None
+    if pretrained:
+        shown = timm_backbones.weights_tag(network)
+    elif weights == "random":
+        shown = "random"
+        notes = (f"weights are random (seed {seed}): features of an untrained network",)
+    else:
+        path = _existing_file(name, weights)
+        shown = path.name
+        state = read_state_dict(path)
+        notes = load_into(network, state, classifier=classifier_path(network), source=str(path))
+    freeze(network)
+    fields, transform_notes = timm_backbones.transform_fields(network)
+    transform = Transform(**(fields | dict(overrides)))
+    if not pretrained:
+        transform_notes += ("transform assumed: that of timm's own weights of this model",)
+    return Backbone(
+        name=name,
+        network=network,
+        transform=transform,
+        classes=(),
+        weights=shown,
+        weights_sha256=sha256_file(path) if path else state_dict_sha256(network.state_dict()),
+        weights_path=str(path) if path else None,
+        notes=(*notes, *_non_finite(network), *transform_notes),
+    )

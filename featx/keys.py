@@ -1,0 +1,199 @@
+"""The keys of a state dict and of a network: which fit, which may differ, and loading those."""
+
+from __future__ import annotations
+
+import re
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Mapping
+
+import torch
+from torch import nn
+
+from featx.errors import WeightsError
+
+# Names that today's modules no longer have; published files still carry some of them
+# (torchvision/models/densenet.py `_load_state_dict`, vision_transformer.py `MLPBlock`).
+_OLD_NAMES = {
+    "densenet": ((re.compile(r"^(.*denselayer\d+\.(?:norm|relu|conv))\.([12]\.\w+)$"), r"\1\2"),),
+    "vit": (
+        (re.compile(r"^(.*\.mlp)\.linear_1\.(\w+)$"), r"\1.0.\2"),
+        (re.compile(r"^(.*\.mlp)\.linear_2\.(\w+)$"), r"\1.3.\2"),
+    ),
+}
+_LISTED = 4  # keys named in a message; the rest is counted
+
+
+def rename_old_keys(state: Mapping[str, torch.Tensor], family: str) -> dict[str, torch.Tensor]:
+    """The state dict under today's key names; a new dict.
+
+    Examples
+    --------
+    >>> old = {"features.denseblock1.denselayer1.norm.1.weight": torch.ones(1)}
+    >>> list(rename_old_keys(old, "densenet"))
+    ['features.denseblock1.denselayer1.norm1.weight']
+    """
+    renamed: OrderedDict[str, torch.Tensor] = OrderedDict()
+    for key, tensor in state.items():
+        for pattern, replacement in _OLD_NAMES.get(family, ()):
+            key = pattern.sub(replacement, key)
+        renamed[key] = tensor
+    if metadata := getattr(state, "_metadata", None):
+        renamed._metadata = metadata  # type: ignore[attr-defined]
+    return renamed
+
+
+def classifier_path(network: nn.Module, *, auxiliary: Iterable[str] = ()) -> str:
+    """Path of the module that turns the last features into class scores: the last Linear or Conv2d.
+
+    Examples
+    --------
+    >>> classifier_path(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)))
+    '2'
+    """
+    paths = [
+        path
+        for path, module in network.named_modules()
+        if isinstance(module, (nn.Linear, nn.Conv2d)) and path.split(".")[0] not in set(auxiliary)
+    ]
+    assert paths, "a classification network has a Linear or Conv2d"
+    return paths[-1]
+
+
+def load_into(
+    network: nn.Module,
+    state: Mapping[str, torch.Tensor],
+    *,
+    classifier: str,
+    auxiliary: Iterable[str] = (),
+    source: str,
+    looks_like: str | None = None,
+) -> tuple[str, ...]:
+    """Load `state` into `network`, in place; only the classifier may differ.
+
+    Parameters
+    ----------
+    classifier
+        Path of the classifier; where its values are missing or of another shape, the network's
+        own (random) ones stay.
+    auxiliary
+        Attributes that are auxiliary heads; they may be missing from the file.
+    source
+        What the weights are, for messages.
+    looks_like
+        The architecture the file looks like, for the message that refuses it.
+
+    Returns
+    -------
+    tuple
+        Sentences for the user: what was dropped or missing; empty when every key fitted.
+
+    Raises
+    ------
+    WeightsError
+        Keys outside the classifier are missing, unexpected or of another shape.
+    """
+    wanted = network.state_dict()
+    is_classifier = _classifier_test(network, classifier)
+    heads = tuple(f"{attribute}." for attribute in auxiliary)
+
+    missing = [key for key in wanted if key not in state]
+    unexpected = [key for key in state if key not in wanted]
+    reshaped = [k for k in wanted if k in state and wanted[k].shape != state[k].shape]
+    may_miss = [k for k in missing if k.startswith(heads) or k.endswith("num_batches_tracked")]
+    bad_missing = [k for k in missing if k not in may_miss and not is_classifier(k)]
+    bad_unexpected = [k for k in unexpected if not is_classifier(k) and not k.startswith(heads)]
+    bad_shapes = [k for k in reshaped if not is_classifier(k) and not k.startswith(heads)]
+    if bad_missing or bad_unexpected or bad_shapes:
+        raise WeightsError(
+            _refusal(source, wanted, state, bad_missing, bad_unexpected, bad_shapes, looks_like)
+        )
+
+    # A classifier is dropped whole: a bias that happens to fit is not another matrix's bias.
+    drops_classifier = any(is_classifier(k) for k in (*missing, *unexpected, *reshaped))
+    kept: OrderedDict[str, torch.Tensor] = OrderedDict(
+        (key, tensor)
+        for key, tensor in state.items()
+        if key in wanted and key not in reshaped and not (drops_classifier and is_classifier(key))
+    )
+    metadata = getattr(state, "_metadata", None) or getattr(wanted, "_metadata", None)
+    kept._metadata = metadata  # type: ignore[attr-defined]
+    network.load_state_dict(kept, strict=False)
+
+    notes = []
+    if drops_classifier:
+        notes.append(_dropped(source, wanted, state, classifier, is_classifier))
+    if head_keys := [k for k in (*missing, *unexpected, *reshaped) if k.startswith(heads)]:
+        notes.append(f"auxiliary heads of {source} do not fit or are missing: {_some(head_keys)}")
+    return tuple(notes)
+
+
+def _classifier_test(network: nn.Module, classifier: str) -> Callable[[str], bool]:
+    """Tells whether a key belongs to the classifier, whatever replaced it in the file.
+
+    Where the classifier is all that has parameters in its container (MobileNetV2's `classifier`,
+    ViT's `heads`), any key in the container is the classifier's: people replace it by several
+    layers. In VGG the container holds layers that are features, so only the last one counts.
+    """
+    container = classifier.rpartition(".")[0]
+    path = classifier
+    if container:
+        others = [
+            key
+            for key in network.get_submodule(container).state_dict()
+            if not f"{container}.{key}".startswith(f"{classifier}.")
+        ]
+        path = classifier if others else container
+    return lambda key: key.startswith(f"{path}.")
+
+
+def _dropped(
+    source: str,
+    wanted: Mapping[str, torch.Tensor],
+    state: Mapping[str, torch.Tensor],
+    classifier: str,
+    is_classifier: Callable[[str], bool],
+) -> str:
+    in_file = {k: tuple(t.shape) for k, t in state.items() if is_classifier(k)}
+    in_network = {k: tuple(t.shape) for k, t in wanted.items() if is_classifier(k)}
+    missing = [k for k in in_network if k not in in_file]
+    unexpected = [k for k in in_file if k not in in_network]
+    parts = [
+        f"{k} is {in_file[k]} in the file and {in_network[k]} in the network"
+        for k in in_network
+        if k in in_file and in_file[k] != in_network[k]
+    ]
+    parts += [f"missing: {_some(missing)}"] if missing else []
+    parts += [f"unexpected: {_some(unexpected)}"] if unexpected else []
+    return (
+        f"the classifier ({classifier}) of {source} was dropped, for it does not fit "
+        f"({'; '.join(parts)}); everything before it was loaded"
+    )
+
+
+def _refusal(
+    source: str,
+    wanted: Mapping[str, torch.Tensor],
+    state: Mapping[str, torch.Tensor],
+    missing: list[str],
+    unexpected: list[str],
+    reshaped: list[str],
+    looks_like: str | None,
+) -> str:
+    parts = []
+    if missing:
+        parts.append(f"{len(missing)} of {len(wanted)} keys are missing ({_some(missing)})")
+    if unexpected:
+        parts.append(f"{len(unexpected)} are not the network's ({_some(unexpected)})")
+    if reshaped:
+        key = reshaped[0]
+        parts.append(
+            f"{len(reshaped)} have another shape ({key} is {tuple(state[key].shape)} in the file "
+            f"and {tuple(wanted[key].shape)} in the network)"
+        )
+    hint = f"; it looks like {looks_like}: give --backbone {looks_like}" if looks_like else ""
+    return f"{source} is a file of another network: {'; '.join(parts)}{hint}"
+
+
+def _some(keys: list[str]) -> str:
+    more = f" and {len(keys) - _LISTED} more" if len(keys) > _LISTED else ""
+    return ", ".join(keys[:_LISTED]) + more
