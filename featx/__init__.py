@@ -1,3 +1,48 @@
-"""featx: run a frozen pretrained network once over a folder of images; do the rest from the cache."""
+"""featx: run a frozen pretrained network once over a folder of images; do the rest from the cache.
+
+Everything here is imported when it is first used, so that `import featx` costs nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Final
 
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from featx.cache import verify as verify
+    from featx.cut import list_cuts as list_cuts
+    from featx.cut import split_at as split_at
+    from featx.evaluation import evaluate as evaluate
+    from featx.extraction import extract as extract
+    from featx.extractor import FeatureExtractor as FeatureExtractor
+    from featx.featureset import FeatureSet as FeatureSet
+    from featx.featureset import load as load
+    from featx.fitting import fit_head as fit_head
+    from featx.prediction import predict as predict
+
+_HOME: Final = {
+    "FeatureExtractor": "featx.extractor",
+    "FeatureSet": "featx.featureset",
+    "evaluate": "featx.evaluation",
+    "extract": "featx.extraction",
+    "fit_head": "featx.fitting",
+    "list_cuts": "featx.cut",
+    "load": "featx.featureset",
+    "predict": "featx.prediction",
+    "split_at": "featx.cut",
+    "verify": "featx.cache",
+}
+
+__all__ = ["__version__", *sorted(_HOME)]  # names of strings, all of them
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'featx' has no attribute {name!r}")
+    return getattr(import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return list(__all__)

@@ -1,4 +1,4 @@
-"""Which device runs the network, in which precision, in batches of what size: fixed rules, no timing."""
+"""Which device runs a network, in which precision and batch size: fixed rules, never a timing."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from featx.errors import InputError
 Precision = Literal["fp32", "tf32", "bf16", "fp16"]
 PRECISIONS: Final[tuple[str, ...]] = get_args(Precision)
 
-# Fixed batch shapes, so that the same command gives the same bits. 16 keeps two CPU cores busy and
-# the activations of a 224-pixel network under 2 GB; 128 fills a current GPU without exhausting 8 GB.
+# Fixed batch shapes, so that the same command gives the same bits. 16 keeps a CPU busy and the
+# activations of a 224-pixel network under 2 GB; 128 fills a current GPU without exhausting 8 GB.
 _BATCH_SIZE: Final = {"cpu": 16, "mps": 32, "cuda": 128}
 
 

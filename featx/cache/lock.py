@@ -27,10 +27,10 @@ def cache_lock(path: Path) -> Iterator[None]:
     LockedError
         Another process holds it.
     """
-    note = path.with_name(path.name + ".lock.json")
+    note = path.with_name(f".{path.name}.lock.json")
     with told_as_disk_error(path, "lock"):
         path.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(path.with_name(path.name + ".lock"))
+        lock = FileLock(path.with_name(f".{path.name}.lock"))
         try:
             lock.acquire(timeout=0)
         except Timeout as error:

@@ -1,0 +1,58 @@
+"""The command line: it translates, prints, and turns exceptions into exit codes.
+
+Nothing heavy is imported here: every command imports what it needs when it runs, so that help
+appears at once.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from featx import __version__
+from featx.cli import demo, extract, heads, inspect, predict
+
+app = typer.Typer(
+    name="featx",
+    help="Run a frozen pretrained network once over a folder of images; fit, evaluate and predict "
+    "from the cached features in seconds.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+app.command("demo")(demo.demo)
+app.command("extract")(extract.extract)
+app.command("fit-head")(heads.fit_head)
+app.command("evaluate")(heads.evaluate)
+app.command("predict")(predict.predict)
+app.command("show")(predict.show)
+app.command("info")(inspect.info)
+app.command("verify")(inspect.verify)
+app.command("backbones")(inspect.backbones)
+app.command("cuts")(inspect.cuts)
+app.command("doctor")(inspect.doctor)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"featx {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version."),
+    ] = False,
+) -> None:
+    pass
+
+
+def main() -> None:
+    """Entry point of the `featx` program."""
+    app()

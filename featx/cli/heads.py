@@ -1,0 +1,261 @@
+"""`featx fit-head` and `featx evaluate`: everything from the cache, in seconds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from featx.cli.options import CacheDir, Device, Json, Precision, Seed, given, numbers
+from featx.cli.output import command, out, print_json, table, tell
+from featx.errors import InputError
+
+if TYPE_CHECKING:
+    from featx.evaluation import Evaluation
+    from featx.fitting import Fit
+
+
+@command
+def fit_head(
+    cache: Annotated[
+        Path | None, typer.Argument(help="A cache; the newest in --cache-dir if none is named.")
+    ] = None,
+    head: Annotated[str, typer.Option(help="logistic, linear or mlp.")] = "logistic",
+    out_file: Annotated[
+        Path | None, typer.Option("--out", help="The head file, instead of the default name.")
+    ] = None,
+    force: Annotated[
+        bool, typer.Option(help="Replace a head of other settings that has this name.")
+    ] = False,
+    c: Annotated[
+        float | None,
+        typer.Option("--C", min=0, help="logistic: inverse regularisation; chosen if not given."),
+    ] = None,
+    class_weight: Annotated[
+        str | None, typer.Option(help="logistic: balanced weighs rare classes up.")
+    ] = None,
+    max_iter: Annotated[int | None, typer.Option(min=1, help="logistic: iterations.")] = None,
+    epochs: Annotated[int | None, typer.Option(min=1, help="linear, mlp: passes at most.")] = None,
+    lr: Annotated[float | None, typer.Option(min=0, help="linear, mlp: learning rate.")] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="linear, mlp: rows per step.")
+    ] = None,
+    optimizer: Annotated[str | None, typer.Option(help="linear: adam or sgd.")] = None,
+    weight_decay: Annotated[
+        float | None, typer.Option(min=0, help="linear, mlp: weight decay.")
+    ] = None,
+    hidden: Annotated[
+        str | None, typer.Option(help="mlp: sizes of the hidden layers, as 512,256.")
+    ] = None,
+    dropout: Annotated[float | None, typer.Option(min=0, max=1, help="mlp: dropout.")] = None,
+    patience: Annotated[
+        int | None, typer.Option(min=1, help="mlp: epochs without gain before stopping.")
+    ] = None,
+    precision: Precision = None,
+    device: Device = "auto",
+    test_fraction: Annotated[
+        float, typer.Option(help="Held out, where the folder has no split of its own.")
+    ] = 0.2,
+    seed: Seed = 0,
+    curves: Annotated[
+        Path | None, typer.Option(help="linear, mlp: draw loss and accuracy by epoch (PNG).")
+    ] = None,
+    cache_dir: CacheDir = Path("cache"),
+    json_output: Json = False,
+) -> None:
+    """Fit a head on cached features; choices are made without looking at the held-out images."""
+    from featx.fitting import fit_head as fit
+
+    sizes = numbers(hidden, "hidden")
+    fitted = fit(
+        cache,
+        head=head,
+        out=out_file,
+        force=force,
+        seed=seed,
+        test_fraction=test_fraction,
+        device=device,
+        cache_dir=cache_dir,
+        **given(
+            C=c,
+            class_weight=class_weight,
+            max_iter=max_iter,
+            epochs=epochs,
+            lr=lr,
+            batch_size=batch_size,
+            optimizer=optimizer,
+            weight_decay=weight_decay,
+            hidden=tuple(int(size) for size in sizes) if sizes else None,
+            dropout=dropout,
+            patience=patience,
+            precision=precision,
+        ),
+    )
+    if curves is not None:
+        _draw_curves(fitted, curves)
+    if json_output:
+        print_json({"head": str(fitted.path), **fitted.file.metadata})
+        return
+    for note in fitted.split.notes:
+        tell(note)
+    _print_fit(fitted)
+
+
+def _print_fit(fitted: Fit) -> None:
+    metadata, split = fitted.file.metadata, fitted.split
+    facts = metadata["fit"]
+    shown = table(None, "head", "classes", "trained on", "chosen on", "held out", "chosen")
+    chosen = "; ".join(
+        f"{name} {facts[key]:g}"
+        for name, key in (("C", "C"), ("epoch", "best_epoch"))
+        if key in facts
+    )
+    shown.add_row(
+        str(fitted.path),
+        f"{len(fitted.file.classes):,}",
+        f"{len(split.train):,} images",
+        f"{len(split.val):,} val images" if len(split.val) else split.chosen_on,
+        f"{len(split.held_out):,} ({split.held_out_name})",
+        chosen,
+    )
+    out().print(shown)
+    if "converged" in facts:
+        reached = "converged" if facts["converged"] else "NOT converged"
+        tell(
+            f"{reached} to gradient norm {facts['gradient_norm']:.1e} "
+            f"after {facts['n_iter']} iterations"
+        )
+    tell(f"split: {split.source}. Next: featx evaluate")
+
+
+def _draw_curves(fitted: Fit, path: Path) -> None:
+    from featx.report.plots import training_curves_png
+
+    facts = fitted.file.metadata["fit"]
+    if "history" not in facts:
+        raise InputError(
+            f"--curves needs a head with epochs (linear or mlp), not {fitted.file.kind}"
+        )
+    history = {**facts["history"], "best_epoch": facts["best_epoch"]}
+    for note in training_curves_png(path, history):
+        tell(note)
+    tell(f"wrote {path}")
+
+
+@command
+def evaluate(
+    files: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            metavar="[CACHE] [HEAD]",
+            help="A cache (.h5) and a head (.safetensors), either or both; the newest head and "
+            "its own cache if none is named.",
+        ),
+    ] = None,
+    on: Annotated[str, typer.Option(help="held-out, or all labelled images.")] = "held-out",
+    include_trained: Annotated[
+        bool, typer.Option(help="Test also on images that were trained on (no honest figure).")
+    ] = False,
+    out_dir: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            help="Write report.json, classes.csv, confusion.csv, predictions.csv and "
+            "confusion.png into this folder.",
+        ),
+    ] = None,
+    bootstrap: Annotated[int, typer.Option(min=0, help="Draws for the 95 % intervals.")] = 1000,
+    seed: Seed = 0,
+    cache_dir: CacheDir = Path("cache"),
+    json_output: Json = False,
+) -> None:
+    """Measure a head on images it was not trained on, beside the majority-class baseline."""
+    from featx.evaluation import evaluate as run
+
+    cache, head = _cache_and_head(files or [])
+    if on not in ("held-out", "all"):
+        raise InputError(f"--on must be held-out or all, got {on!r}")
+    evaluation = run(
+        cache,
+        head,
+        on=on,  # type: ignore[arg-type]  # checked above
+        include_trained=include_trained,
+        bootstrap=bootstrap,
+        seed=seed,
+        cache_dir=cache_dir,
+    )
+    if out_dir is not None:
+        from featx.report.tables import write_evaluation
+
+        paths, notes = write_evaluation(out_dir, evaluation)
+        for sentence in (*notes, f"wrote {', '.join(map(str, paths))}"):
+            tell(sentence)
+    if json_output:
+        print_json(evaluation.to_dict())
+        return
+    _print_evaluation(evaluation)
+
+
+def _cache_and_head(files: list[Path]) -> tuple[Path | None, Path | None]:
+    heads = [path for path in files if path.suffix == ".safetensors"]
+    caches = [path for path in files if path.suffix != ".safetensors"]
+    if len(heads) > 1 or len(caches) > 1:
+        raise InputError(f"evaluate takes one cache and one head, got {', '.join(map(str, files))}")
+    return (caches[0] if caches else None), (heads[0] if heads else None)
+
+
+def _print_evaluation(evaluation: Evaluation) -> None:
+    report = evaluation.report
+    console = out()
+    figures = table(None, "measure", "value", "95 % interval", right=("value",))
+    baseline = report.baseline
+    for name, estimate in (
+        ("accuracy", report.accuracy),
+        (f"majority baseline ({baseline.class_name})", baseline.accuracy),
+        ("top-5 accuracy", report.top5),
+        ("balanced accuracy", report.balanced_accuracy),
+        ("macro F1", report.macro_f1),
+        ("log-loss", report.log_loss),
+    ):
+        if estimate is not None:
+            interval = "" if estimate.low is None else f"{estimate.low:.3f} to {estimate.high:.3f}"
+            figures.add_row(name, f"{estimate.value:.3f}", interval)
+    console.print(
+        f"{evaluation.head} on {report.n:,} images ({evaluation.tested_on})", style="bold"
+    )
+    console.print(figures)
+    per_class = table(
+        None, "class", "precision", "recall", "F1", "images",
+        right=("precision", "recall", "F1", "images"),
+    )  # fmt: skip
+    for row in report.per_class:
+        per_class.add_row(
+            row.name, *map(_fraction, (row.precision, row.recall, row.f1)), f"{row.support:,}"
+        )
+    console.print(per_class)
+    if report.most_confused:
+        pairs = "; ".join(
+            f"{p.true} as {p.predicted} ({p.count})" for p in report.most_confused[:5]
+        )
+        console.print(f"most confused: {pairs}")
+    _tell_left_out(evaluation)
+
+
+def _fraction(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+def _tell_left_out(evaluation: Evaluation) -> None:
+    if evaluation.trained_left_out:
+        tell(
+            f"left out: {evaluation.trained_left_out:,} images that the head was trained or "
+            "chosen on"
+        )
+    if evaluation.unknown:
+        told: Any = ", ".join(f"{name} ({count})" for name, count in evaluation.unknown.items())
+        tell(f"left out: images of classes the head does not know: {told}")
+    if evaluation.unlabelled:
+        tell(f"left out: {evaluation.unlabelled:,} images without a label")
+    if evaluation.failed:
+        tell(f"left out: {evaluation.failed:,} images that could not be used")

@@ -1,0 +1,240 @@
+"""Commands that only look: `info`, `verify`, `backbones`, `cuts`, `doctor`."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import shutil
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from featx.cli.options import CacheDir, Json
+from featx.cli.output import command, out, print_json, table, tell
+from featx.errors import EXIT_UNUSABLE
+
+
+@command
+def info(
+    file: Annotated[
+        Path | None,
+        typer.Argument(
+            help="A cache (.h5, .h5.partial) or head; the newest cache if none is named."
+        ),
+    ] = None,
+    cache_dir: CacheDir = Path("cache"),
+    json_output: Json = False,
+) -> None:
+    """What is in a cache or a head: spec, plan, counts, classes, run report."""
+    from featx.workspace import newest_cache
+
+    path = file or newest_cache(cache_dir)
+    facts = _head_facts(path) if path.suffix == ".safetensors" else _cache_facts(path)
+    if json_output:
+        print_json(facts)
+        return
+    shown = table(None, "field", "value")
+    for name, value in _flat(facts):
+        shown.add_row(name, value)
+    out().print(shown)
+
+
+def _cache_facts(path: Path) -> dict[str, Any]:
+    from featx.cache import SPLIT_NAMES, open_cache
+
+    cache = open_cache(path, partial=True)
+    labels, split = cache.read("labels"), cache.read("split")
+    return {
+        "cache": str(path),
+        "complete": not cache.is_partial,
+        "images": len(cache),
+        "status": {s.words: count for s, count in cache.counts().items() if count},
+        "features": f"{'x'.join(map(str, cache.feature_shape))} {cache.columns['features'].dtype}",
+        "size_bytes": cache.size_bytes,
+        "root": cache.root,
+        "classes": {name: int((labels == i).sum()) for i, name in enumerate(cache.classes)},
+        "unlabelled": int((labels < 0).sum()),
+        "split": {
+            name: int((split == code).sum())
+            for code, name in enumerate(SPLIT_NAMES)
+            if name and (split == code).any()
+        },
+        "fingerprint": cache.fingerprint,
+        "spec": cache.spec,
+        "plan": cache.plan,
+        "run": {key: value for key, value in cache.run.items() if key != "plans"},
+    }
+
+
+def _head_facts(path: Path) -> dict[str, Any]:
+    from featx.heads.file import load_head
+
+    file = load_head(path)
+    return {"head": str(path), "kind": file.kind, "classes": list(file.classes), **file.metadata}
+
+
+def _flat(value: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    rows = []
+    for key, item in value.items():
+        if isinstance(item, dict):
+            rows += _flat(item, f"{prefix}{key}.")
+        else:
+            text = ", ".join(map(str, item)) if isinstance(item, (list, tuple)) else str(item)
+            rows.append((f"{prefix}{key}", text if len(text) <= 200 else f"{text[:197]}…"))
+    return rows
+
+
+@command
+def verify(
+    cache: Annotated[
+        Path | None, typer.Argument(help="A cache; the newest in --cache-dir if none is named.")
+    ] = None,
+    cache_dir: CacheDir = Path("cache"),
+    json_output: Json = False,
+) -> None:
+    """Check every byte of a cache against its checksums; exit code 4 where one differs."""
+    from featx.cache import verify as check
+    from featx.workspace import newest_cache
+
+    found = check(cache or newest_cache(cache_dir))
+    if json_output:
+        print_json(
+            {
+                "cache": str(found.path),
+                "ok": found.ok,
+                "rows": found.n,
+                "bad_rows": list(found.bad_rows),
+                "bad_paths": list(found.bad_paths),
+                "digest_matches": found.digest_matches,
+            }
+        )
+    elif found.ok:
+        out().print(f"{found.path}: all {found.n:,} rows and all metadata are as they were written")
+    else:
+        for row, path in zip(found.bad_rows, found.bad_paths, strict=True):
+            out().print(f"row {row:,} is damaged: {path}")
+        if not found.digest_matches:
+            out().print("labels, paths or other bytes outside the features are damaged")
+        tell(f"featx: {found.path} is damaged; make it anew with `featx extract --fresh`")
+    if not found.ok:
+        raise typer.Exit(EXIT_UNUSABLE)
+
+
+@command
+def backbones(
+    pattern: Annotated[
+        str, typer.Argument(help="Only names that hold this text.", show_default=False)
+    ] = "",
+    json_output: Json = False,
+) -> None:
+    """All networks that can be named as --backbone, with their published weights."""
+    from featx.backbones import list_backbones
+
+    infos = [info for info in list_backbones() if pattern.lower() in info.name]
+    if json_output:
+        print_json([{**vars(info)} for info in infos])
+        return
+    shown = table(
+        None, "backbone", "family", "parameters", "input", "weights (* on this disk)",
+        right=("parameters", "input"),
+    )  # fmt: skip
+    for info in infos:
+        names = (f"{name}*" if name in info.downloaded else name for name in info.weights)
+        shown.add_row(
+            info.name,
+            info.family,
+            f"{info.params_millions:,.1f} M",
+            f"{info.input_size}",
+            ", ".join(names),
+        )
+    out().print(shown)
+    tell(f"{len(infos)} backbones. timm's models too, as timm:NAME, with pip install 'featx[timm]'")
+
+
+@command
+def cuts(
+    backbone: Annotated[str, typer.Argument(help="Name of the network.")],
+    legal_only: Annotated[
+        bool, typer.Option("--legal/--all", help="Only where nothing else crosses, or everything.")
+    ] = True,
+    json_output: Json = False,
+) -> None:
+    """Where a network can be cut: names for --cut, with shape and bytes an image."""
+    from featx.backbones import load_backbone
+    from featx.cut import list_cuts
+
+    loaded = load_backbone(backbone, weights="random")
+    size = loaded.transform.crop
+    found = list_cuts(loaded.network, input_shape=(1, 3, size, size))
+    rows = [cut for cut in found if cut.is_legal or not legal_only]
+    if json_output:
+        print_json([{**vars(cut)} for cut in rows])
+        return
+    shown = table(None, "cut", "shape", "layout", "bytes an image", "", right=("bytes an image",))
+    for cut in rows:
+        n_values = 1
+        for length in cut.shape:
+            n_values *= length
+        crossing = "" if cut.is_legal else f"crossed by {', '.join(cut.crossing)}"
+        shown.add_row(
+            cut.name, "x".join(map(str, cut.shape)), cut.layout, f"{4 * n_values:,}", crossing
+        )
+    out().print(shown)
+
+
+_PACKAGES = (
+    "featx", "torch", "torchvision", "h5py", "numpy", "scikit-learn", "pillow", "simplejpeg",
+    "safetensors", "timm", "pillow-heif",
+)  # fmt: skip
+
+
+@command
+def doctor(cache_dir: CacheDir = Path("cache"), json_output: Json = False) -> None:
+    """What this machine can do: devices, versions, decoders, weights on disk, free space."""
+    import torch
+
+    from featx.decoding import has_simplejpeg
+    from featx.devices import default_batch_size, resolve_device
+    from featx.weights import checkpoint_folder
+
+    device = resolve_device("auto")
+    weights = checkpoint_folder()
+    folder = cache_dir if cache_dir.is_dir() else Path()
+    facts = {
+        "system": f"{platform.system()} {platform.release()}, {platform.machine()}",
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+        "versions": {name: _version(name) for name in _PACKAGES},
+        "device": str(device),
+        "batch size": default_batch_size(device),
+        "cuda devices": [
+            torch.cuda.get_device_name(i)
+            for i in range(torch.cuda.device_count() if torch.cuda.is_available() else 0)
+        ],
+        "fast JPEG decoding": "simplejpeg" if has_simplejpeg() else "no: Pillow is used",
+        "HEIC": "yes"
+        if importlib.util.find_spec("pillow_heif")
+        else "no: pip install 'featx[heic]'",
+        "weights folder": str(weights),
+        "weights on disk": sorted(p.name for p in weights.glob("*.pth"))
+        if weights.is_dir()
+        else [],
+        f"free space for {folder.resolve()}": f"{shutil.disk_usage(folder).free / 1e9:,.1f} GB",
+    }
+    if json_output:
+        print_json(facts)
+        return
+    shown = table(None, "what", "found")
+    for name, value in _flat(facts):
+        shown.add_row(name, value or "none")
+    out().print(shown)
+
+
+def _version(name: str) -> str:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"

@@ -1,0 +1,55 @@
+"""Options that several commands take, spelled once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from featx.errors import InputError
+
+Device = Annotated[
+    str,
+    typer.Option(
+        help="auto (CUDA, then MPS, then the CPU), cpu, cuda, cuda:N or mps.", show_default=True
+    ),
+]
+BatchSize = Annotated[
+    int | None,
+    typer.Option(min=1, help="Images per forward pass; 16 on the CPU, 32 on MPS, 128 on CUDA."),
+]
+Workers = Annotated[
+    int | None, typer.Option(min=1, help="Decoding threads; one per core, at most 16.")
+]
+Precision = Annotated[
+    str | None, typer.Option(help="fp32 (the default everywhere), tf32, bf16 or fp16.")
+]
+CacheDir = Annotated[Path, typer.Option(help="Where caches and heads of default names lie.")]
+Seed = Annotated[int, typer.Option(min=0, help="Seed of everything that is drawn at random.")]
+Json = Annotated[bool, typer.Option("--json", help="JSON on standard output, for programs.")]
+
+
+def numbers(text: str | None, name: str, length: int | None = None) -> tuple[float, ...] | None:
+    """``0.5,0.5,0.5`` as numbers; None stays None.
+
+    Raises
+    ------
+    InputError
+        Not numbers, or not `length` of them.
+    """
+    if text is None:
+        return None
+    try:
+        values = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        values = ()
+    if not values or (length is not None and len(values) != length):
+        count = f"{length} numbers" if length else "numbers"
+        raise InputError(f"--{name} takes {count} separated by commas, got {text!r}")
+    return values
+
+
+def given(**options: Any) -> dict[str, Any]:
+    """Only those options that were given: what is None is left to the default below."""
+    return {name: value for name, value in options.items() if value is not None}

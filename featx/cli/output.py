@@ -1,0 +1,165 @@
+"""What the commands share: where words go, how errors end, how long work shows itself."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Final, ParamSpec, TypeVar
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from featx.errors import EXIT_INTERRUPTED, EXIT_SOME_FAILED, EXIT_UNEXPECTED, FeatxError
+
+_INTERVAL_S: Final = 5.0  # between two lines of progress where there is no terminal
+_SHOWN_FAILURES: Final = 10
+
+Params = ParamSpec("Params")
+Result = TypeVar("Result")
+
+
+def out() -> Console:
+    """Standard output, for data. Wide where nobody looks, so that no table is folded."""
+    return Console(width=None if sys.stdout.isatty() else 160, highlight=False, markup=False)
+
+
+def err() -> Console:
+    """Standard error, for messages and progress."""
+    return Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+
+
+def tell(sentence: str) -> None:
+    """A message to the person at the terminal."""
+    err().print(sentence)
+
+
+def print_json(value: Any) -> None:
+    """One JSON document on standard output, for programs."""
+    sys.stdout.write(json.dumps(value, ensure_ascii=False, indent=2) + "\n")
+
+
+def table(title: str | None, *columns: str, right: Sequence[str] = ()) -> Table:
+    """An empty table for people; the columns in `right` hold numbers."""
+    made = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        made.add_column(column, justify="right" if column in right else "left", overflow="fold")
+    return made
+
+
+def command(function: Callable[Params, Result]) -> Callable[Params, Result]:
+    """Turn the exceptions of a command into a message and an exit code."""
+
+    @functools.wraps(function)
+    def guarded(*args: Params.args, **kwargs: Params.kwargs) -> Result:
+        try:
+            return function(*args, **kwargs)
+        except FeatxError as error:
+            tell(f"featx: {error}")
+            raise typer.Exit(error.exit_code) from error
+        except KeyboardInterrupt as error:
+            tell("featx: interrupted; what was committed is kept, run the same command to go on")
+            raise typer.Exit(EXIT_INTERRUPTED) from error
+        except BrokenPipeError as error:  # the reader of our output, `head` say, had enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(0) from error
+        except (typer.Exit, typer.Abort, typer.BadParameter):
+            raise
+        except Exception as error:  # the last resort of a program: say it and fail
+            traceback.print_exc()
+            tell(
+                f"featx: unexpected {type(error).__name__}; this is a defect of featx, "
+                "please report it with the lines above"
+            )
+            raise typer.Exit(EXIT_UNEXPECTED) from error
+
+    return guarded
+
+
+def tell_failures(failed: Sequence[Any], *, json_output: bool = False) -> None:
+    """Name the first images that could not be used, and count the rest."""
+    if not failed or json_output:
+        return
+    tell(f"{len(failed):,} images could not be used:")
+    for image in failed[:_SHOWN_FAILURES]:
+        tell(f"  {image.path}: {image.status.words} ({image.reason})")
+    if len(failed) > _SHOWN_FAILURES:
+        tell(f"  … and {len(failed) - _SHOWN_FAILURES:,} more")
+
+
+def exit_if_failed(failed: Sequence[Any]) -> None:
+    """End with the code that says: done, but some images failed."""
+    if failed:
+        raise typer.Exit(EXIT_SOME_FAILED)
+
+
+class _Lines:
+    """Progress where there is no terminal: one line every few seconds."""
+
+    def __init__(self, doing: str) -> None:
+        self._doing = doing
+        self._total = self._done = 0
+        self._started = self._told = time.monotonic()
+
+    def start(self, total: int) -> None:
+        self._total, self._started, self._told = total, time.monotonic(), time.monotonic()
+
+    def advance(self, count: int) -> None:
+        self._done += count
+        now = time.monotonic()
+        if now - self._told < _INTERVAL_S:
+            return
+        self._told = now
+        rate = self._done / (now - self._started)
+        left_s = (self._total - self._done) / rate
+        tell(
+            f"{self._doing}: {self._done:,} of {self._total:,} images, {rate:,.1f} images/s, "
+            f"{left_s:,.0f} s left"
+        )
+
+
+class _Bar:
+    """Progress on a terminal: a bar with rate and time left."""
+
+    def __init__(self, doing: str, progress: Any) -> None:
+        self._progress = progress
+        self._doing = doing
+        self._task: Any = None
+
+    def start(self, total: int) -> None:
+        self._task = self._progress.add_task(self._doing, total=total)
+
+    def advance(self, count: int) -> None:
+        if self._task is not None:
+            self._progress.advance(self._task, count)
+
+
+@contextmanager
+def progress(doing: str) -> Iterator[_Lines | _Bar]:
+    """Something with `start(total)` and `advance(count)` that shows how far the work is."""
+    console = err()
+    if not console.is_terminal:
+        yield _Lines(doing)
+        return
+    from rich import progress as rich_progress
+
+    class Rate(rich_progress.ProgressColumn):
+        def render(self, task: rich_progress.Task) -> str:
+            return f"{task.speed or 0:,.1f} images/s"
+
+    with rich_progress.Progress(
+        rich_progress.TextColumn("{task.description}"),
+        rich_progress.BarColumn(),
+        rich_progress.MofNCompleteColumn(),
+        Rate(),
+        rich_progress.TimeRemainingColumn(),
+        console=console,
+        transient=True,
+    ) as bar:
+        yield _Bar(doing, bar)

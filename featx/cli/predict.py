@@ -1,0 +1,174 @@
+"""`featx predict` and `featx show`: names for images, and pictures of them."""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from featx.cli.options import BatchSize, Device, Seed, Workers
+from featx.cli.output import command, exit_if_failed, out, progress, table, tell, tell_failures
+from featx.errors import InputError
+
+if TYPE_CHECKING:
+    from featx.prediction import Predictions
+    from featx.report.grid import Mark
+
+
+@command
+def predict(
+    head: Annotated[Path, typer.Argument(help="A head file, as fit-head writes it.")],
+    images: Annotated[
+        list[str],
+        typer.Argument(
+            help="Files, folders and quoted globs; one cache (.h5), which needs no forward pass; "
+            "or - for a list on standard input, one path a line."
+        ),
+    ],
+    top_k: Annotated[int, typer.Option(min=1, help="Classes to give for every image.")] = 3,
+    csv_file: Annotated[
+        Path | None, typer.Option("--csv", help="Write the table as CSV; - for standard output.")
+    ] = None,
+    json_output: Annotated[
+        bool, typer.Option("--json", help="One JSON object a line on standard output.")
+    ] = False,
+    show: Annotated[
+        Path | None, typer.Option(help="Draw the images with their predictions (PNG).")
+    ] = None,
+    weights: Annotated[
+        str | None,
+        typer.Option(help="The backbone's weights, where they are not found by themselves."),
+    ] = None,
+    device: Device = "auto",
+    batch_size: BatchSize = None,
+    workers: Workers = None,
+) -> None:
+    """Name every image: its most probable classes and their probabilities."""
+    from featx.prediction import predict as run
+
+    with progress("predict") as bar:
+        predictions = run(
+            head,
+            _expand_stdin(images),
+            weights=weights,
+            device=device,
+            batch_size=batch_size,
+            workers=workers,
+            start=bar.start,
+            progress=bar.advance,
+        )
+    if json_output:
+        for record in predictions.to_records(top_k=top_k):
+            sys.stdout.write(json.dumps(record, ensure_ascii=False) + "\n")
+    elif csv_file is not None:
+        _write_csv(predictions, csv_file, top_k)
+    else:
+        _print_predictions(predictions, top_k)
+    if show is not None:
+        _show(predictions, show)
+    tell_failures(predictions.failed)
+    exit_if_failed(predictions.failed)
+
+
+def _expand_stdin(images: list[str]) -> list[str]:
+    if "-" not in images:
+        return images
+    listed = [line.rstrip("\r\n") for line in sys.stdin]
+    return [path for item in images for path in (filter(None, listed) if item == "-" else [item])]
+
+
+def _print_predictions(predictions: Predictions, top_k: int) -> None:
+    order, values = predictions.top(top_k)
+    columns = ["image", "class", "probability"]
+    columns += [f"{i}. class" for i in range(2, order.shape[1] + 1)]
+    shown = table(None, *columns, right=("probability",))
+    for i, path in enumerate(predictions.paths):
+        others = [
+            f"{predictions.names[c]} {p:.3f}"
+            for c, p in zip(order[i, 1:], values[i, 1:], strict=True)
+        ]
+        shown.add_row(path, predictions.names[order[i, 0]], f"{values[i, 0]:.3f}", *others)
+    out().print(shown)
+
+
+def _write_csv(predictions: Predictions, path: Path, top_k: int) -> None:
+    order, values = predictions.top(top_k)
+    stream = sys.stdout if str(path) == "-" else path.open("w", encoding="utf-8", newline="")
+    try:
+        writer = csv.writer(stream)
+        ranks = range(1, order.shape[1] + 1)
+        writer.writerow(
+            ["path", *(f"{kind}{i}" for i in ranks for kind in ("class", "probability"))]
+        )
+        for i, image in enumerate(predictions.paths):
+            pairs = zip(order[i], values[i], strict=True)
+            writer.writerow(
+                [image, *(x for c, p in pairs for x in (predictions.classes[c], f"{p:.6f}"))]
+            )
+    finally:
+        if stream is not sys.stdout:
+            stream.close()
+            tell(f"wrote {path}")
+
+
+def _show(predictions: Predictions, path: Path) -> None:
+    labels, best = predictions.labels, predictions.probabilities.max(axis=1)
+    captions = [
+        f"{predictions.names[label]} {probability:.2f}"
+        for label, probability in zip(labels, best, strict=True)
+    ]
+    _save_grid(path, [Path(image) for image in predictions.paths], captions)
+    tell(f"wrote {path}")
+
+
+def _save_grid(
+    path: Path, files: Sequence[Path], captions: Sequence[str], marks: Sequence[Mark] | None = None
+) -> None:
+    from featx.cache.files import told_as_disk_error
+    from featx.report.fonts import glyph_warning
+    from featx.report.grid import image_grid
+
+    picture = image_grid(files, captions, marks=marks)
+    with told_as_disk_error(path, "write"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        picture.save(path)
+    if warning := glyph_warning(captions):
+        tell(warning)
+
+
+@command
+def show(
+    source: Annotated[Path, typer.Argument(help="A cache (.h5) or a folder of images.")],
+    out_file: Annotated[Path, typer.Option("--out", "-o", help="The picture (PNG).")] = Path(
+        "grid.png"
+    ),
+    n: Annotated[int, typer.Option("-n", min=1, help="How many images.")] = 25,
+    class_name: Annotated[
+        str | None, typer.Option("--class", help="Only images of this class.")
+    ] = None,
+    head: Annotated[
+        Path | None, typer.Option(help="Add what this head predicts (cache only).")
+    ] = None,
+    errors: Annotated[
+        bool, typer.Option("--errors", help="Only wrong predictions, the surest first.")
+    ] = False,
+    failed: Annotated[bool, typer.Option("--failed", help="Only images that failed.")] = False,
+    seed: Seed = 0,
+) -> None:
+    """Draw a grid of images with their labels and, with a head, its predictions."""
+    from featx.report.showing import choose
+
+    if (errors or head) and source.suffix != ".h5":
+        raise InputError("predictions are shown for a cache (.h5); for a folder use predict --show")
+    if errors and head is None:
+        raise InputError("--errors needs --head: errors are what a head gets wrong")
+    chosen = choose(
+        source, n=n, class_name=class_name, head=head, errors=errors, failed=failed, seed=seed
+    )
+    _save_grid(out_file, chosen.files, chosen.captions, chosen.marks)
+    out().print(f"wrote {out_file}: {len(chosen.files):,} of {chosen.total:,} images")

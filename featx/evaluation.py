@@ -1,0 +1,193 @@
+"""The stage that measures: a head on images it has never seen."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from featx.errors import InputError
+from featx.featureset import FeatureSet, load
+from featx.heads.cached import check_fits, probabilities
+from featx.heads.file import HeadFile, load_head
+from featx.images import display_names
+from featx.metrics import Report, score
+from featx.workspace import cache_of_head, newest_head
+
+On = Literal["held-out", "all"]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A report, and what it was and was not measured on.
+
+    Attributes
+    ----------
+    report : the figures, see `featx.metrics.Report`.
+    head, cache : the files.
+    tested_on : the rows in words: ``val folder``, ``all labelled images``, ….
+    trained_left_out : labelled images left out because the head was trained or chosen on them.
+    unlabelled : images without a label.
+    unknown : class name -> images whose class the head does not know; left out.
+    failed : images of the cache without features.
+    paths : (n) of the tested images.
+    y_true : (n,) int64, index into `report.classes`.
+    probabilities : (n, k) float64.
+    files : (n) where the tested images lay.
+    """
+
+    report: Report
+    head: Path
+    cache: Path
+    tested_on: str
+    trained_left_out: int
+    unlabelled: int
+    unknown: dict[str, int]
+    failed: int
+    paths: tuple[str, ...]
+    y_true: np.ndarray
+    probabilities: np.ndarray
+    files: tuple[Path, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready: the report and what it was measured on, without the predictions."""
+        return {
+            "head": os.fspath(self.head),
+            "cache": os.fspath(self.cache),
+            "tested_on": self.tested_on,
+            "trained_left_out": self.trained_left_out,
+            "unlabelled": self.unlabelled,
+            "unknown_classes": self.unknown,
+            "failed": self.failed,
+            **self.report.to_dict(),
+        }
+
+
+def evaluate(
+    cache: str | os.PathLike[str] | None = None,
+    head: str | os.PathLike[str] | None = None,
+    *,
+    on: On = "held-out",
+    include_trained: bool = False,
+    bootstrap: int = 1000,
+    seed: int = 0,
+    cache_dir: str | os.PathLike[str] = "cache",
+) -> Evaluation:
+    """Measure a head on the images that it was neither trained nor chosen on.
+
+    Images are recognised by the SHA-256 of their files, so that none that was trained on is ever
+    tested on, whatever has happened to the folder since.
+
+    Parameters
+    ----------
+    cache : the cache to test on; the one the head was fitted on if none is named. Another one
+        (an external test) needs features of the same backbone, cut and transform; its classes are
+        matched by name.
+    head : a head file; the newest in `cache_dir` if none is named.
+    on : ``held-out`` tests on the head's held-out rows in its own cache and on all rows of
+        another; ``all`` on every labelled row of either.
+    include_trained : test also on images that were trained on. The figures are then no measure of
+        how the head does on new images, and `tested_on` says so.
+    bootstrap : draws for the intervals; 0 for none.
+    seed : of these draws.
+
+    Raises
+    ------
+    HeadError, CacheError
+        A file that cannot be used, or a cache that does not fit the head.
+    InputError
+        Not one image is left to test on.
+    """
+    head_path = Path(head) if head is not None else newest_head(cache_dir)
+    file = load_head(head_path)
+    cache_path = (
+        Path(cache) if cache is not None else cache_of_head(file.metadata["cache"], head_path)
+    )
+    features = load(cache_path)
+    check_fits(file, features)
+    rows, tested_on = _candidates(file, features, on)
+    trained = _contains(features.sha256[rows], file, ("train", "val"))
+    if include_trained:
+        tested_on += ", images it was trained on included" if trained.any() else ""
+    else:
+        rows = rows[~trained]
+    y_true, unknown = _match_classes(file, features, rows)
+    rows, y_true = rows[y_true >= 0], y_true[y_true >= 0]
+    if not len(rows):
+        raise InputError(
+            f"no image of {features.path} is left to test {file.path} on: {int(trained.sum())} were "
+            f"trained on, {sum(unknown.values())} are of unknown classes; test on another cache"
+        )
+    tested = features.take(rows)
+    predicted = probabilities(file, tested.X)
+    report = score(
+        y_true,
+        predicted,
+        classes=display_names(file.classes),
+        train_counts=file.metadata["split"]["train_counts"],
+        bootstrap=bootstrap,
+        seed=seed,
+    )
+    return Evaluation(
+        report=report,
+        head=file.path,
+        cache=features.path,
+        tested_on=tested_on,
+        trained_left_out=0 if include_trained else int(trained.sum()),
+        unlabelled=int((features.y < 0).sum()),
+        unknown=unknown,
+        failed=len(features.failed),
+        paths=tuple(tested.paths),
+        y_true=y_true,
+        probabilities=predicted,
+        files=tuple(tested.files),
+    )
+
+
+def _candidates(file: HeadFile, features: FeatureSet, on: On) -> tuple[np.ndarray, str]:
+    """Labelled rows to test on, before those that were trained on are taken out."""
+    labelled = features.y >= 0
+    name = file.metadata["split"]["held_out_name"]
+    own = _contains(features.sha256, file, ("train", "val", "held_out")).any()
+    if on == "held-out" and own:
+        coded = labelled & (features.split == name)
+        if coded.any():
+            return np.flatnonzero(coded), f"{name} images"
+        held_out = labelled & _contains(features.sha256, file, ("held_out",))
+        return np.flatnonzero(held_out), f"{name} images"
+    return np.flatnonzero(labelled), "all labelled images"
+
+
+def _contains(sha256: np.ndarray, file: HeadFile, parts: tuple[str, ...]) -> np.ndarray:
+    """(n,) bool: which of the images (n, 32) are in these parts of the head's split."""
+    known = {row.tobytes() for part in parts for row in file.split[part]}
+    return np.fromiter((row.tobytes() in known for row in sha256), bool, len(sha256))
+
+
+def _match_classes(
+    file: HeadFile, features: FeatureSet, rows: np.ndarray
+) -> tuple[np.ndarray, dict[str, int]]:
+    """True class of each row as the head numbers it, -1 where the head does not know its name.
+
+    Names are matched as they are, else as people read them, so that ``004.Groove_billed_Ani`` of
+    one data set is ``Groove billed Ani`` of another.
+    """
+    exact = {name: index for index, name in enumerate(file.classes)}
+    shown = {name: index for index, name in enumerate(display_names(file.classes))}
+    index_of = np.array(
+        [
+            exact.get(name, shown.get(readable, -1))
+            for name, readable in zip(features.classes, features.names, strict=True)
+        ],
+        np.int64,
+    )
+    labels = features.y[rows]
+    y_true = index_of[labels]
+    unknown = {
+        features.names[label]: int((labels == label).sum())
+        for label in np.unique(labels[y_true < 0])
+    }
+    return y_true, unknown

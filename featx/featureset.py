@@ -1,0 +1,319 @@
+"""Features as people use them: arrays for scikit-learn, read from a finished cache."""
+
+from __future__ import annotations
+
+import html
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Literal, overload
+
+import numpy as np
+
+from featx.cache import SPLIT_NAMES, CacheFile, Status, open_cache
+from featx.errors import CacheError, InputError
+from featx.images import display_names
+from featx.splits import make_split
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_REPR_ROWS: Final = 8
+
+
+@dataclass(frozen=True)
+class FailedImage:
+    """An image without features: its path, what became of it, and the decoder's own words."""
+
+    path: str
+    status: Status
+    reason: str
+
+
+@dataclass(frozen=True)
+class FeatureSet:
+    """The features of a cache and everything known of their images.
+
+    Row *i* of every array belongs to `paths[i]`. Images that failed are not among the rows; they
+    are listed by `failed`.
+
+    Attributes
+    ----------
+    features : (n, d...) float32 or float16; a map keeps its shape. A copy-on-write memory map
+        where no row had to be left out, so that opening costs nothing and writing to it does
+        not reach the file.
+    y : (n,) int64 labels, index into `classes`; -1 where an image has none.
+    split : (n,) text, ``train``, ``val``, ``test`` or empty.
+    groups : (n,) int64, -1 for none; images of one group are never parted by a split.
+    sha256 : (n, 32) uint8, of the image files.
+    rows : (n,) int64, row numbers in the file.
+    classes : class names by label, as the folders are called.
+    spec, plan : what was asked, and how it was run.
+    fingerprint : SHA-256 of the spec, 64 hex digits.
+    root : folder that `paths` are relative to.
+    path : the cache file.
+    """
+
+    features: np.ndarray
+    y: np.ndarray
+    split: np.ndarray
+    groups: np.ndarray
+    sha256: np.ndarray
+    rows: np.ndarray
+    raw_paths: Sequence[bytes]
+    classes: tuple[str, ...]
+    failed: tuple[FailedImage, ...]
+    spec: Mapping[str, Any]
+    plan: Mapping[str, Any]
+    fingerprint: str
+    root: str
+    path: Path
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+    @property
+    def X(self) -> np.ndarray:
+        """Features as a matrix, (n, d): a map's axes are flattened, without a copy."""
+        return self.features.reshape(len(self), -1)
+
+    @cached_property
+    def paths(self) -> list[str]:
+        """Path of every image, relative to `root`, ``/``-separated."""
+        return [os.fsdecode(path) for path in self.raw_paths]
+
+    @property
+    def files(self) -> list[Path]:
+        """Path of every image on this machine."""
+        root = Path(self.root)
+        return [root / path for path in self.paths]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Class names by label as people read them: ``Black footed Albatross``."""
+        return display_names(self.classes)
+
+    @property
+    def split_codes(self) -> np.ndarray:
+        """(n,) uint8: 0 none, 1 train, 2 val, 3 test."""
+        return np.array([SPLIT_NAMES.index(name) for name in self.split.tolist()], np.uint8)
+
+    def take(self, rows: np.ndarray) -> FeatureSet:
+        """The same set with only these rows (positions in this set), in this order.
+
+        Keeps the memory map where every row is taken in order; copies the features otherwise.
+        """
+        if np.array_equal(rows, np.arange(len(self))):
+            return self
+        return FeatureSet(
+            features=self.features[rows],
+            y=self.y[rows],
+            split=self.split[rows],
+            groups=self.groups[rows],
+            sha256=self.sha256[rows],
+            rows=self.rows[rows],
+            raw_paths=[self.raw_paths[row] for row in rows],
+            classes=self.classes,
+            failed=self.failed,
+            spec=self.spec,
+            plan=self.plan,
+            fingerprint=self.fingerprint,
+            root=self.root,
+            path=self.path,
+        )
+
+    def to_frame(self, *, features: bool = True) -> pd.DataFrame:
+        """A table with one row per image.
+
+        Parameters
+        ----------
+        features : also add a column per feature, ``f0``, ``f1``, ….
+
+        Returns
+        -------
+        A data frame with the columns path, label (the class's display name), y, split, group.
+        """
+        import pandas as pd
+
+        names = np.array([*self.names, None], dtype=object)  # label -1 takes the last: None
+        table = pd.DataFrame(
+            {
+                "path": self.paths,
+                "label": names[self.y],
+                "y": self.y,
+                "split": self.split,
+                "group": self.groups,
+            }
+        )
+        if not features:
+            return table
+        columns = [f"f{i}" for i in range(self.X.shape[1])]
+        return pd.concat([table, pd.DataFrame(np.asarray(self.X), columns=columns)], axis=1)
+
+    def __repr__(self) -> str:
+        shape = "x".join(map(str, self.features.shape[1:]))
+        labelled = f"{len(self.classes)} classes" if self.classes else "unlabelled"
+        failed = f", {len(self.failed)} failed" if self.failed else ""
+        return (
+            f"FeatureSet({len(self):,} images x {shape} {self.features.dtype}, {labelled}{failed}, "
+            f"{self.spec.get('backbone')} @ {self.spec.get('cut')}, {self.path.name})"
+        )
+
+    def _repr_html_(self) -> str:
+        def cells(values: Sequence[object], tag: str = "td") -> str:
+            row = "".join(f"<{tag}>{html.escape(str(value))}</{tag}>" for value in values)
+            return f"<tr>{row}</tr>"
+
+        names = (*self.names, "")
+        shown = min(_REPR_ROWS, len(self))
+        body = "".join(
+            cells(
+                [
+                    self.paths[i],
+                    names[self.y[i]],
+                    self.split[i],
+                    np.array2string(
+                        self.X[i, :4], precision=3, separator=", ", suppress_small=True
+                    )[:-1]
+                    + ", …]",
+                ]
+            )
+            for i in range(shown)
+        )
+        rest = f"<p>… and {len(self) - shown:,} more</p>" if len(self) > shown else ""
+        failed = "".join(
+            f"<li>{html.escape(image.path)}: {html.escape(image.status.words)}</li>"
+            for image in self.failed[:_REPR_ROWS]
+        )
+        failed = f"<p>Failed ({len(self.failed):,}):</p><ul>{failed}</ul>" if failed else ""
+        head = cells(["path", "class", "split", "X"], "th")
+        return (
+            f"<div><p><b>{html.escape(repr(self))}</b></p>"
+            f"<table><thead>{head}</thead><tbody>{body}</tbody></table>{rest}{failed}</div>"
+        )
+
+
+@overload
+def load(
+    path: str | os.PathLike[str],
+    *,
+    split: str | None = ...,
+    seed: int = ...,
+    return_X_y: Literal[False] = ...,
+) -> FeatureSet: ...
+@overload
+def load(
+    path: str | os.PathLike[str],
+    *,
+    split: str | None = ...,
+    seed: int = ...,
+    return_X_y: Literal[True],
+) -> tuple[np.ndarray, np.ndarray]: ...
+def load(
+    path: str | os.PathLike[str],
+    *,
+    split: str | None = None,
+    seed: int = 0,
+    return_X_y: bool = False,
+) -> FeatureSet | tuple[np.ndarray, np.ndarray]:
+    """Open a finished cache for a notebook.
+
+    Parameters
+    ----------
+    path : a cache, ``cache/birds-densenet121.h5``.
+    split : only these rows: ``train`` and ``val`` are exactly the rows that `fit-head` fits and
+        chooses on, ``held-out`` those it never sees. Where the folder has no split of its own
+        that is the stratified one of `seed`; where it has, ``test`` and ``val`` are its folders.
+    seed : of that stratified split; `fit-head` has the same default.
+    return_X_y : give only `X` (n, d) and `y` (n,), without unlabelled images.
+
+    Raises
+    ------
+    CacheError
+        No such cache, unfinished, or damaged.
+    InputError
+        The split has no rows, or there are no labels to give as `y`.
+
+    Examples
+    --------
+    >>> X, y = load("cache/birds-densenet121.h5", return_X_y=True)  # doctest: +SKIP
+    """
+    features = feature_set(open_cache(path))
+    if split is not None:
+        features = features.take(_split_rows(features, split, seed))
+    if not return_X_y:
+        return features
+    labelled = np.flatnonzero(features.y >= 0)
+    if not len(labelled):
+        raise InputError(
+            f"{path} has no labels to give as y; extract from a folder of class folders or a CSV "
+            "with a label column, or use load(path).X"
+        )
+    labelled_set = features.take(labelled)
+    return labelled_set.X, labelled_set.y
+
+
+def feature_set(file: CacheFile) -> FeatureSet:
+    """The usable rows of a finished cache; every failed image is listed instead.
+
+    Raises
+    ------
+    CacheError
+        The file says of itself that a row is pending or has an unknown status or label.
+    """
+    status = file.read("status")
+    if ((status == Status.PENDING) | (status > max(Status))).any():
+        raise CacheError(f"{file.path} is damaged: some of its rows have no valid status")
+    done = np.flatnonzero(status == Status.DONE)
+    columns = {name: file.read(name) for name in ("labels", "split", "groups", "sha256")}
+    if ((columns["labels"] < -1) | (columns["labels"] >= max(1, len(file.classes)))).any():
+        raise CacheError(f"{file.path} is damaged: some of its labels have no class")
+    if (columns["split"] >= len(SPLIT_NAMES)).any():
+        raise CacheError(f"{file.path} is damaged: some of its split codes are unknown")
+    mapped = file.map("features")
+    everything = len(done) == len(status)
+    return FeatureSet(
+        features=mapped if everything else mapped[done],
+        y=columns["labels"][done],
+        split=np.array(SPLIT_NAMES)[columns["split"][done]],
+        groups=columns["groups"][done],
+        sha256=columns["sha256"][done],
+        rows=done,
+        raw_paths=file.paths if everything else [file.paths[row] for row in done],
+        classes=file.classes,
+        failed=_failed_images(file, status),
+        spec=file.spec,
+        plan=file.plan,
+        fingerprint=file.fingerprint,
+        root=file.root,
+        path=file.path,
+    )
+
+
+def _failed_images(file: CacheFile, status: np.ndarray) -> tuple[FailedImage, ...]:
+    errors = file.map("errors")
+    return tuple(
+        FailedImage(
+            os.fsdecode(file.paths[row]),
+            Status(status[row]),
+            bytes(errors[row]).decode("utf-8", "replace"),
+        )
+        for row in np.flatnonzero(status > Status.DONE)
+    )
+
+
+def _split_rows(features: FeatureSet, split: str, seed: int) -> np.ndarray:
+    made = make_split(features.y, features.split_codes, groups=features.groups, seed=seed)
+    known = {
+        "train": made.train,
+        "val": made.val,
+        "held-out": made.held_out,
+        made.held_out_name: made.held_out,
+    }
+    if split not in known:
+        raise InputError(f"split must be one of {', '.join(known)} here, got {split!r}")
+    if not len(known[split]):
+        raise InputError(f"split {split!r} has no images in {features.path} (split: {made.source})")
+    return known[split]

@@ -1,0 +1,269 @@
+"""The stage that trains: a cache becomes a head file, in seconds."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from featx.cache import canonical_json
+from featx.devices import resolve_device
+from featx.errors import HeadError, InputError
+from featx.featureset import FeatureSet, load
+from featx.heads.file import HEADS, HeadFile, load_head, save_head
+from featx.splits import Split, make_split
+from featx.workspace import newest_cache
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A fitted head and how it came about.
+
+    Attributes
+    ----------
+    path : the head file.
+    file : what it holds: the estimator, its classes, metadata and split.
+    split : rows of the cache it was trained on, chosen on, and not shown.
+    features : the cache it was fitted on.
+    replaced : whether a file of the same settings was there before.
+    """
+
+    path: Path
+    file: HeadFile
+    split: Split
+    features: FeatureSet
+    replaced: bool
+
+
+def fit_head(
+    cache: str | os.PathLike[str] | None = None,
+    *,
+    head: str = "logistic",
+    out: str | os.PathLike[str] | None = None,
+    force: bool = False,
+    seed: int = 0,
+    test_fraction: float = 0.2,
+    device: str = "auto",
+    cache_dir: str | os.PathLike[str] = "cache",
+    **params: Any,
+) -> Fit:
+    """Fit a head on cached features and write it as one file.
+
+    Only training rows are fitted. Choices (C, the best epoch) are made on the validation rows, or
+    by cross-validation inside the training rows; the held-out rows are never looked at.
+
+    Parameters
+    ----------
+    cache : a finished cache; the newest in `cache_dir` if none is named.
+    head : ``logistic``, ``linear`` or ``mlp``.
+    out : the head file; by default beside the cache, under a name that carries every setting that
+        is not the default.
+    force : replace a head of other settings that has this name.
+    seed : of the split, where the folder has none of its own, and of the head.
+    test_fraction : share of images held out, where the folder has no split of its own.
+    device : where to fit: ``auto``, ``cpu``, ``cuda``, ``cuda:N``, ``mps``.
+    **params : parameters of the head, as `C` or `hidden`; see `featx.heads`.
+
+    Raises
+    ------
+    CacheError, InputError
+        No usable cache; no labels; fewer than two classes to learn; an unknown parameter.
+
+    Examples
+    --------
+    >>> fit = fit_head("cache/birds-densenet121.h5", head="logistic")  # doctest: +SKIP
+    >>> fit.file.head.C_  # doctest: +SKIP
+    0.01
+    """
+    if head not in HEADS:
+        raise InputError(f"head must be one of {', '.join(HEADS)}, got {head!r}")
+    features = load(cache if cache is not None else newest_cache(cache_dir))
+    split = make_split(
+        features.y,
+        features.split_codes,
+        groups=features.groups,
+        seed=seed,
+        test_fraction=test_fraction,
+    )
+    _check_classes(features, split)
+    estimator = _estimator(head, resolve_device(device).name, seed, params)
+    _fit(estimator, features, split)
+    settings = {
+        "head": head,
+        "params": _plain(params),
+        "seed": seed,
+        "test_fraction": test_fraction,
+        "data": _data_digest(features, split),
+    }
+    path = (
+        Path(out) if out else features.path.with_suffix(f".{_name(head, params, seed, settings)}")
+    )
+    path, replaced = _free_path(path, settings, force=force)
+    save_head(
+        path,
+        estimator,
+        classes=tuple(features.classes[label] for label in estimator.classes_),
+        metadata=_metadata(features, split, settings, estimator),
+        split={
+            "train": features.sha256[split.train],
+            "val": features.sha256[split.val],
+            "held_out": features.sha256[split.held_out],
+        },
+    )
+    return Fit(path, load_head(path), split, features, replaced)
+
+
+def _estimator(head: str, device: str, seed: int, params: Mapping[str, Any]) -> Any:
+    known = HEADS[head]().get_params()
+    unknown = sorted(set(params) - set(known))
+    if unknown:
+        raise InputError(
+            f"head {head!r} has no parameter {', '.join(unknown)}; "
+            f"it has {', '.join(sorted(known))}"
+        )
+    return HEADS[head](**{"device": device, "random_state": seed, **params})
+
+
+def _fit(estimator: Any, features: FeatureSet, split: Split) -> None:
+    """Fit on the training rows; validation rows only serve to choose."""
+    rows = {"X": features.X[split.train], "y": features.y[split.train]}
+    if len(split.val):
+        rows |= {"X_val": features.X[split.val], "y_val": features.y[split.val]}
+    groups = features.groups[split.train]
+    if (groups >= 0).any():
+        rows["groups"] = groups
+    estimator.fit(**rows)
+
+
+def _check_classes(features: FeatureSet, split: Split) -> None:
+    labels = np.unique(features.y[split.train])
+    if len(labels) < 2:
+        names = ", ".join(features.names[label] for label in labels)
+        raise InputError(
+            f"a head needs images of at least two classes to train on; {features.path} has "
+            f"{len(split.train)} training images of {len(labels)} class ({names})"
+        )
+
+
+def _metadata(
+    features: FeatureSet, split: Split, settings: Mapping[str, Any], estimator: Any
+) -> dict[str, Any]:
+    """All that a report, a prediction or a repetition needs to know, as JSON."""
+    import sklearn
+    import torch
+
+    counts = np.bincount(features.y[split.train], minlength=len(features.classes))
+    return {
+        "settings": dict(settings),
+        "cache": {
+            "file": features.path.name,
+            "path": os.fspath(features.path.resolve()),
+            "fingerprint": features.fingerprint,
+            "spec": dict(features.spec),
+            "plan": dict(features.plan),
+            "root": features.root,
+        },
+        "split": {
+            "source": split.source,
+            "held_out_name": split.held_out_name,
+            "chosen_on": split.chosen_on,
+            "train": len(split.train),
+            "val": len(split.val),
+            "held_out": len(split.held_out),
+            "train_counts": [int(counts[label]) for label in estimator.classes_],
+        },
+        "fit": _plain(_fit_facts(estimator)),
+        "versions": {
+            "featx": _version(),
+            "torch": torch.__version__,
+            "scikit-learn": sklearn.__version__,
+            "numpy": np.__version__,
+            "python": platform.python_version(),
+        },
+    }
+
+
+def _fit_facts(estimator: Any) -> dict[str, Any]:
+    """What the head says of its own fit: the choice it made, convergence, history."""
+    names = (
+        "C_",
+        "converged_",
+        "n_iter_",
+        "gradient_norm_",
+        "cv_results_",
+        "best_epoch_",
+        "history_",
+    )
+    return {
+        name.rstrip("_"): getattr(estimator, name) for name in names if hasattr(estimator, name)
+    }
+
+
+def _plain(value: Any) -> Any:
+    """`value` in JSON's types."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, np.ndarray):
+        return _plain(value.tolist())
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, np.generic):
+        return value.item()
+    return value
+
+
+def _version() -> str:
+    from featx import __version__
+
+    return __version__
+
+
+def _data_digest(features: FeatureSet, split: Split) -> str:
+    """Changes when an image, a label, the split or the spec of the features changes."""
+    digest = hashlib.sha256(features.fingerprint.encode())
+    for rows in (split.train, split.val, split.held_out):
+        digest.update(len(rows).to_bytes(8, "little"))
+        digest.update(features.sha256[rows].tobytes())
+        digest.update(features.y[rows].astype("<i8").tobytes())
+    digest.update("\0".join(features.classes).encode("utf-8", "surrogateescape"))
+    return digest.hexdigest()
+
+
+def _name(head: str, params: Mapping[str, Any], seed: int, settings: Mapping[str, Any]) -> str:
+    """``logistic.safetensors``, with every setting that is not the default."""
+    extras = {key: _short(value) for key, value in sorted(params.items()) if value is not None}
+    if seed:
+        extras["seed"] = str(seed)
+    if settings["test_fraction"] != 0.2:
+        extras["test"] = f"{settings['test_fraction']:g}"
+    return head + "".join(f"+{key}={value}" for key, value in extras.items()) + ".safetensors"
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, (list, tuple)):
+        return ",".join(_short(item) for item in value)
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _free_path(path: Path, settings: Mapping[str, Any], *, force: bool) -> tuple[Path, bool]:
+    """`path`, or the first numbered name beside it that holds no head of other settings."""
+    candidate, number = path, 1
+    while candidate.exists():
+        if force:
+            return candidate, False
+        try:
+            there = load_head(candidate).metadata.get("settings", {})
+            same = canonical_json(there) == canonical_json(settings)
+        except HeadError:
+            same = False  # not a head, or a newer one: never written over
+        if same:
+            return candidate, True
+        number += 1
+        candidate = path.with_name(f"{path.name.removesuffix('.safetensors')}-{number}.safetensors")
+    return candidate, False

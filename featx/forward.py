@@ -1,0 +1,220 @@
+"""The pipeline: images in, feature rows out, the engine kept busy. It knows no cache."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final, Literal, Protocol, TypeVar
+
+import numpy as np
+
+from featx.decoding import DecodeOptions, decode, read_image
+from featx.engines.base import Engine
+from featx.errors import ImageError
+from featx.transforms import Transform
+
+Item = TypeVar("Item")
+
+NON_FINITE: Final = 6  # the cache's status for features that are NaN or infinite
+
+
+class Sink(Protocol):
+    """Where rows go: a cache being written, or memory."""
+
+    def put(self, rows: np.ndarray, features: np.ndarray, sha256: np.ndarray) -> None:
+        """Take the features (m, d...) of `rows` (m,) and their images' SHA-256 (m, 32)."""
+        ...
+
+    def fail(self, row: int, status: int, reason: str, sha256: bytes) -> None:
+        """Take note that the image of `row` has no features, and why."""
+        ...
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One image ready for the network: (crop, crop, 3) uint8, and its file's SHA-256."""
+
+    pixels: np.ndarray
+    sha256: bytes
+
+
+@dataclass
+class StageTimes:
+    """Seconds spent, by stage. Decoding runs in `workers` threads beside the others."""
+
+    wall_s: float = 0.0
+    decode_s: float = 0.0
+    wait_s: float = 0.0
+    forward_s: float = 0.0
+    write_s: float = 0.0
+    done: int = 0
+    failed: int = 0
+    batches: int = 0
+    workers: int = 0
+
+    @property
+    def images_per_s(self) -> float:
+        """Images settled per second of wall time."""
+        return (self.done + self.failed) / self.wall_s if self.wall_s else 0.0
+
+
+@dataclass(frozen=True)
+class Loader:
+    """Reads, decodes, resizes and crops one file.
+
+    Attributes
+    ----------
+    transform : the backbone's preprocessing.
+    options : EXIF and size rules of decoding.
+    mode : ``exact`` or ``fast``, see `featx.transforms`.
+    """
+
+    transform: Transform
+    options: DecodeOptions = field(default_factory=DecodeOptions)
+    mode: Literal["exact", "fast"] = "fast"
+
+    def __call__(self, path: Path) -> Picture:
+        data = read_image(path)
+        sha256 = hashlib.sha256(data).digest()
+        try:
+            pixels = decode(data, self.options, fast=self.mode == "fast")
+            return Picture(self.transform.resize_crop(pixels, mode=self.mode), sha256)
+        except ImageError as error:
+            error.sha256 = sha256
+            raise
+
+
+def default_workers() -> int:
+    """Decoding threads when none are asked for: one per core this process may use, at most 16."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return min(16, cores or 1)
+
+
+def run(
+    items: Iterable[tuple[int, Item]],
+    load: Callable[[Item], Picture],
+    *,
+    engine: Engine,
+    sink: Sink,
+    dtype: str = "float32",
+    workers: int | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> StageTimes:
+    """Send every item through decoding and the network into `sink`, in order, batch by batch.
+
+    Every item is settled exactly once: `put` with the row it came with, or `fail`. A bad image
+    takes no slot of a batch; the last batch is padded to the engine's fixed shape.
+
+    Parameters
+    ----------
+    items : pairs of row number and what `load` takes.
+    load : makes one picture; runs in `workers` threads; may raise `ImageError`.
+    dtype : what the features are stored as; what overflows it has failed.
+    progress : called with the number of images settled since its last call.
+
+    Raises
+    ------
+    DiskError
+        The sink could not write.
+    """
+    times = StageTimes(workers=workers or default_workers())
+    started = time.perf_counter()
+    batch: list[tuple[int, Picture]] = []
+    for row, result in _loaded(items, load, times, ahead=2 * engine.batch_size):
+        if isinstance(result, ImageError):
+            sink.fail(row, result.status, str(result), result.sha256)
+            times.failed += 1
+            if progress:
+                progress(1)
+            continue
+        batch.append((row, result))
+        if len(batch) == engine.batch_size:
+            _settle(batch, engine, sink, dtype, times, progress)
+            batch = []
+    if batch:
+        _settle(batch, engine, sink, dtype, times, progress)
+    times.wall_s = time.perf_counter() - started
+    return times
+
+
+def _loaded(
+    items: Iterable[tuple[int, Item]],
+    load: Callable[[Item], Picture],
+    times: StageTimes,
+    *,
+    ahead: int,
+) -> Iterator[tuple[int, Picture | ImageError]]:
+    """Load in threads, `ahead` items before they are needed, and yield in order."""
+
+    def timed(item: Item) -> tuple[Picture | ImageError, float]:
+        begun = time.perf_counter()
+        try:
+            return load(item), time.perf_counter() - begun
+        except ImageError as error:
+            return error, time.perf_counter() - begun
+
+    queue: deque[tuple[int, Future[tuple[Picture | ImageError, float]]]] = deque()
+
+    def next_done() -> tuple[int, Picture | ImageError]:
+        row, future = queue.popleft()
+        begun = time.perf_counter()
+        result, seconds = future.result()
+        times.wait_s += time.perf_counter() - begun
+        times.decode_s += seconds
+        return row, result
+
+    pool = ThreadPoolExecutor(times.workers, thread_name_prefix="featx-decode")
+    try:
+        for row, item in items:
+            queue.append((row, pool.submit(timed, item)))
+            if len(queue) > ahead:
+                yield next_done()
+        while queue:
+            yield next_done()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _settle(
+    batch: list[tuple[int, Picture]],
+    engine: Engine,
+    sink: Sink,
+    dtype: str,
+    times: StageTimes,
+    progress: Callable[[int], None] | None,
+) -> None:
+    """Run one batch and hand its rows to the sink, those with NaN or infinity as failed."""
+    begun = time.perf_counter()
+    pixels = np.zeros((engine.batch_size, *batch[0][1].pixels.shape), np.uint8)
+    for slot, (_, picture) in enumerate(batch):
+        pixels[slot] = picture.pixels
+    features = engine(pixels)[: len(batch)]
+    with np.errstate(over="ignore"):  # an overflow becomes infinite, and is told of below
+        features = features.astype(dtype, copy=False)
+    ran = time.perf_counter()
+    rows = np.array([row for row, _ in batch], np.int64)
+    sha256 = np.frombuffer(b"".join(picture.sha256 for _, picture in batch), np.uint8)
+    finite = np.isfinite(features.reshape(len(batch), -1)).all(axis=1)
+    if finite.any():
+        sink.put(rows[finite], features[finite], sha256.reshape(-1, 32)[finite])
+    for slot in np.flatnonzero(~finite):
+        row, picture = batch[slot]
+        sink.fail(
+            row,
+            NON_FINITE,
+            f"the network gave features that are NaN or infinite in {dtype}",
+            picture.sha256,
+        )
+    times.forward_s += ran - begun
+    times.write_s += time.perf_counter() - ran
+    times.done += int(finite.sum())
+    times.failed += int((~finite).sum())
+    times.batches += 1
+    if progress:
+        progress(len(batch))

@@ -1,0 +1,44 @@
+"""A head on cached features: whether they fit each other, and what the head says of them."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+
+from featx.errors import HeadError
+from featx.featureset import FeatureSet
+from featx.heads.file import HeadFile
+
+# Fields of a spec that decide what a feature means: two caches that differ in one of these do not
+# fit one head. The others (how images are listed, storage, last digits) may differ.
+MEANING: Final = (
+    "backbone",
+    "weights_sha256",
+    "cut",
+    "pool",
+    "layout",
+    "shape",
+    "transform",
+)
+
+
+def check_fits(file: HeadFile, features: FeatureSet) -> None:
+    """Refuse a cache whose features mean something else than those the head was fitted on."""
+    ours, theirs = file.metadata["cache"]["spec"], features.spec
+    differing = [name for name in MEANING if ours.get(name) != theirs.get(name)]
+    if differing:
+        told = "; ".join(
+            f"{name}: {theirs.get(name)!r}, not {ours.get(name)!r}" for name in differing
+        )
+        raise HeadError(
+            f"{features.path} does not fit {file.path}, which was fitted on other features "
+            f"({told}); fit a head on this cache, or extract with the head's settings"
+        )
+
+
+def probabilities(file: HeadFile, X: np.ndarray) -> np.ndarray:
+    """Class probabilities (n, k) float64 of features (n, d); no rows give no rows."""
+    if not len(X):
+        return np.zeros((0, len(file.classes)))
+    return np.asarray(file.head.predict_proba(X), np.float64)

@@ -1,0 +1,169 @@
+"""Backbone, cut, engine and loader put together: what turns image files into feature rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from featx.backbones import Backbone, load_backbone
+from featx.cut import Front, build_front
+from featx.decoding import DecodeOptions
+from featx.devices import Device, Precision, check_precision, default_batch_size, resolve_device
+from featx.engines.eager import EagerEngine
+from featx.errors import HeadError
+from featx.forward import Loader, Sink, StageTimes, run
+from featx.specs import ExtractOptions
+from featx.transforms import Transform
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """Everything between a file and its features, on one device.
+
+    Attributes
+    ----------
+    backbone : the network with its weights, transform and class names.
+    front : the part of the network before the cut, pooled.
+    engine : executes `front` on batches of one shape.
+    loader : one file to pixels of the network's size.
+    device, precision : where and in which arithmetic.
+    """
+
+    backbone: Backbone
+    front: Front
+    engine: EagerEngine
+    loader: Loader
+    device: Device
+    precision: Precision
+
+    def run(self, files: Iterable[tuple[int, Path]], sink: Sink, **keywords: Any) -> StageTimes:
+        """Send pairs of row number and file into `sink`; keywords as in `featx.forward.run`."""
+        return run(files, self.loader, engine=self.engine, sink=sink, **keywords)
+
+
+def build_pipeline(
+    options: ExtractOptions,
+    *,
+    transform: Transform | None = None,
+    batch_size: Callable[[Backbone, Device], int] | None = None,
+) -> Pipeline:
+    """The pipeline that `options` ask for.
+
+    Parameters
+    ----------
+    options : what is asked.
+    transform : replaces the preprocessing that comes with the weights.
+    batch_size : chooses where `options` leave it open; the device's default without it.
+
+    Raises
+    ------
+    InputError, WeightsError
+        An unknown name, an impossible cut, an absent device, or weights that cannot be had.
+    """
+    device = resolve_device(options.device)
+    precision = check_precision(device, options.precision)
+    backbone = load_backbone(
+        options.backbone,
+        weights=options.weights,
+        seed=options.seed,
+        transform=dict(options.transform) or None,
+    )
+    if transform is not None:
+        backbone = replace(backbone, transform=transform)
+    front = build_front(backbone.network, cut=options.cut, pool=options.pool)
+    choose = batch_size or (lambda _backbone, device: default_batch_size(device))
+    engine = EagerEngine(
+        front,
+        normalise=backbone.transform.normalise,
+        device=device,
+        precision=precision,
+        batch_size=options.batch_size or choose(backbone, device),
+        input_size=(backbone.transform.crop, backbone.transform.crop),
+    )
+    decode = DecodeOptions(exif=options.exif, max_pixels=options.max_pixels)
+    loader = Loader(backbone.transform, decode, mode=options.decode)  # type: ignore[arg-type]
+    return Pipeline(backbone, front, engine, loader, device, precision)
+
+
+def pipeline_of_spec(
+    spec: Mapping[str, Any],
+    plan: Mapping[str, Any],
+    *,
+    weights: str | None = None,
+    device: str = "auto",
+    batch_size: int | None = None,
+    n_images: int | None = None,
+) -> Pipeline:
+    """The pipeline that made a cache, from its recorded spec.
+
+    Weights are looked for at `weights`, else where they lay then, else by their published name.
+    Batches are no larger than `n_images`, where that is given.
+
+    Raises
+    ------
+    HeadError
+        The weights found are not the ones recorded: their SHA-256 differs.
+    WeightsError
+        No weights can be found.
+    """
+    recorded = plan.get("weights", {})
+    options = ExtractOptions(
+        backbone=spec["backbone"],
+        weights=weights or _recorded_weights(recorded),
+        seed=int(recorded.get("seed", 0)),
+        cut=spec["cut"],
+        pool=spec["pool"],
+        decode=spec["decode"],
+        exif=spec["exif"],
+        max_pixels=spec["max_pixels"],
+        device=device,
+        precision=spec["precision"],
+        batch_size=batch_size,
+    )
+    pipeline = build_pipeline(
+        options,
+        transform=Transform.from_dict(spec["transform"]),
+        batch_size=lambda _backbone, device: min(default_batch_size(device), n_images or 1 << 30),
+    )
+    found = pipeline.backbone.weights_sha256
+    if found != spec["weights_sha256"]:
+        raise HeadError(
+            f"the features were made with {spec['backbone']} weights of SHA-256 "
+            f"{spec['weights_sha256'][:16]}…, but {options.weights!r} has {found[:16]}…; "
+            "give the right file with --weights"
+        )
+    return pipeline
+
+
+def _recorded_weights(recorded: Mapping[str, Any]) -> str:
+    path = recorded.get("path")
+    if path and Path(path).is_file():
+        return str(path)
+    return str(recorded.get("name") or "default")
+
+
+class MemorySink:
+    """Feature rows gathered in memory, for a handful of images.
+
+    Parameters
+    ----------
+    n : number of images.
+    feature_shape : of one image's features.
+    """
+
+    def __init__(self, n: int, feature_shape: tuple[int, ...]) -> None:
+        self.features = np.full((n, *feature_shape), np.nan, np.float32)
+        self.sha256 = np.zeros((n, 32), np.uint8)
+        self.failed: dict[int, tuple[int, str]] = {}
+
+    def put(self, rows: np.ndarray, features: np.ndarray, sha256: np.ndarray) -> None:
+        self.features[rows] = features
+        self.sha256[rows] = sha256
+
+    def fail(self, row: int, status: int, reason: str, sha256: bytes) -> None:
+        self.failed[row] = (status, reason)
+        self.sha256[row] = np.frombuffer(sha256, np.uint8)

@@ -1,0 +1,159 @@
+"""The stage that names images: a head and files in, classes and probabilities out."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from featx.cache import Status
+from featx.errors import InputError
+from featx.featureset import FailedImage, FeatureSet, load
+from featx.heads.cached import check_fits, probabilities
+from featx.heads.file import HeadFile, load_head
+from featx.images import display_names, expand_inputs
+from featx.pipeline import MemorySink, pipeline_of_spec
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Classes and probabilities of images, in the order in which the images were given.
+
+    Attributes
+    ----------
+    paths : (n) path of every image that could be used, as given.
+    classes : (k) class names in the order of the columns of `probabilities`.
+    probabilities : (n, k) float64, rows sum to 1.
+    failed : images that could not be used, and why.
+    """
+
+    paths: tuple[str, ...]
+    classes: tuple[str, ...]
+    probabilities: np.ndarray
+    failed: tuple[FailedImage, ...]
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Class names as people read them."""
+        return display_names(self.classes)
+
+    @property
+    def labels(self) -> np.ndarray:
+        """(n,) int64, index into `classes` of the most probable class."""
+        return self.probabilities.argmax(axis=1)
+
+    def top(self, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """The `k` most probable classes of every image, best first: (n, k) indices and values."""
+        k = min(k, len(self.classes))
+        order = np.argsort(-self.probabilities, axis=1, kind="stable")[:, :k]
+        return order, np.take_along_axis(self.probabilities, order, axis=1)
+
+    def to_records(self, *, top_k: int = 5) -> list[dict[str, Any]]:
+        """One JSON-ready mapping per image: path, class, probability, and the `top_k` classes."""
+        order, values = self.top(top_k)
+        return [
+            {
+                "path": path,
+                "class": self.classes[order[i, 0]],
+                "probability": float(values[i, 0]),
+                "top": [
+                    {"class": self.classes[c], "probability": float(p)}
+                    for c, p in zip(order[i], values[i], strict=True)
+                ],
+            }
+            for i, path in enumerate(self.paths)
+        ]
+
+
+def predict(
+    head: str | os.PathLike[str],
+    images: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    *,
+    weights: str | None = None,
+    device: str = "auto",
+    batch_size: int | None = None,
+    workers: int | None = None,
+    start: Callable[[int], None] | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> Predictions:
+    """Class probabilities of images.
+
+    Parameters
+    ----------
+    head : a head file, as `fit_head` writes it.
+    images : files, folders and globs, in the order wanted; or one cache (``.h5``), whose features
+        are used as they are, without a forward pass.
+    weights : the backbone's weights file or entry; by default where it lay when the features were
+        made, else its published name.
+    device, batch_size, workers : how to run; by the fixed rules where not given.
+    start, progress : called with the number of images, and with how many more are done.
+
+    Raises
+    ------
+    HeadError
+        No such head, a damaged one, or a cache or weights that are not the head's.
+    InputError
+        An image, folder or glob that is not there.
+    WeightsError
+        The backbone's weights cannot be found.
+
+    Examples
+    --------
+    >>> predict("birds-densenet121.logistic.safetensors", ["a.jpg"]).labels  # doctest: +SKIP
+    array([3])
+    """
+    inputs = [images] if isinstance(images, (str, os.PathLike)) else list(images)
+    if not inputs:
+        raise InputError("no images to predict: name files, folders, globs or a cache")
+    file = load_head(head)
+    caches = [path for path in inputs if os.fspath(path).endswith(".h5")]
+    if caches:
+        if len(inputs) > 1:
+            raise InputError("give either one cache (.h5) or image files to predict, not both")
+        return predict_cache(file, load(caches[0]))
+    files = expand_inputs(inputs)
+    pipeline = pipeline_of_spec(
+        file.metadata["cache"]["spec"],
+        file.metadata["cache"]["plan"],
+        weights=weights,
+        device=device,
+        batch_size=batch_size,
+        n_images=len(files),
+    )
+    sink = MemorySink(len(files), pipeline.engine.feature_shape)
+    if start:
+        start(len(files))
+    pipeline.run(enumerate(files), sink, workers=workers, progress=progress)
+    good = np.array([i not in sink.failed for i in range(len(files))], bool)
+    return Predictions(
+        paths=tuple(os.fspath(path) for i, path in enumerate(files) if good[i]),
+        classes=file.classes,
+        probabilities=probabilities(file, sink.features[good].reshape(int(good.sum()), -1)),
+        failed=tuple(
+            FailedImage(os.fspath(files[i]), Status(status), reason)
+            for i, (status, reason) in sorted(sink.failed.items())
+        ),
+    )
+
+
+def predict_cache(file: HeadFile, features: FeatureSet) -> Predictions:
+    """Class probabilities of every usable row of a cache that fits the head.
+
+    Raises
+    ------
+    HeadError
+        The cache holds other features than the head was fitted on.
+    """
+    check_fits(file, features)
+    return Predictions(
+        paths=tuple(features.paths),
+        classes=file.classes,
+        probabilities=probabilities(file, features.X),
+        failed=features.failed,
+    )

@@ -1,0 +1,79 @@
+"""An evaluation as files: JSON for programs, CSV for spreadsheets, a picture for people."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from featx.cache.files import told_as_disk_error
+from featx.evaluation import Evaluation
+from featx.report.plots import confusion_matrix_png
+
+
+def write_evaluation(
+    folder: str | os.PathLike[str], evaluation: Evaluation
+) -> tuple[tuple[Path, ...], tuple[str, ...]]:
+    """Write ``report.json``, ``classes.csv``, ``confusion.csv``, ``predictions.csv`` and
+    ``confusion.png`` into `folder`, replacing what is there.
+
+    CSV files are UTF-8 with a byte order mark, so that spreadsheets show every script.
+
+    Returns
+    -------
+    tuple
+        The files written, and sentences for the user (such as characters without a font).
+
+    Raises
+    ------
+    DiskError
+        The folder cannot be written.
+    """
+    folder = Path(folder)
+    with told_as_disk_error(folder, "write to"):
+        folder.mkdir(parents=True, exist_ok=True)
+        paths = [folder / name for name in ("report.json", "classes.csv", "confusion.csv")]
+        paths += [folder / "predictions.csv", folder / "confusion.png"]
+        text = json.dumps(evaluation.to_dict(), ensure_ascii=False, indent=2)
+        paths[0].write_text(text + "\n", encoding="utf-8")
+        report = evaluation.report
+        _write_csv(
+            paths[1],
+            ("class", "precision", "recall", "f1", "images"),
+            ((c.name, c.precision, c.recall, c.f1, c.support) for c in report.per_class),
+        )
+        _write_csv(
+            paths[2],
+            ("true class", *report.classes),
+            ([name, *row] for name, row in zip(report.classes, report.confusion, strict=True)),
+        )
+        _write_csv(paths[3], ("path", "true", "predicted", "probability"), _predicted(evaluation))
+        notes = confusion_matrix_png(
+            paths[4],
+            report.confusion,
+            report.classes,
+            title=f"{report.n:,} images, accuracy {report.accuracy.value:.3f}",
+        )
+    return tuple(paths), notes
+
+
+def _predicted(evaluation: Evaluation) -> Iterable[Sequence[object]]:
+    names = evaluation.report.classes
+    predicted = evaluation.probabilities.argmax(axis=1)
+    best = np.take_along_axis(evaluation.probabilities, predicted[:, None], axis=1)[:, 0]
+    for path, true, label, probability in zip(
+        evaluation.paths, evaluation.y_true, predicted, best, strict=True
+    ):
+        yield path, names[true], names[label], f"{probability:.6f}"
+
+
+def _write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    # a path that is not UTF-8 is written with its odd bytes as \udcXX escapes, not lost
+    with path.open("w", encoding="utf-8-sig", errors="backslashreplace", newline="") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(header)
+        writer.writerows(rows)

@@ -1,0 +1,182 @@
+"""What is asked of an extraction, as data: the options, the spec, the plan, the cache's name."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from featx.backbones import Backbone
+from featx.cut import Front
+from featx.devices import Device
+from featx.engines.base import Engine
+from featx.errors import InputError
+from featx.images import ImageTable
+
+# What two plans must share before their rows may stand in one cache unasked: all that can change
+# a bit of a feature. The number of decoding threads cannot, nor where the weights' file lies.
+PLAN_BITS: Final = ("engine", "device", "batch_size", "machine", "versions")
+
+_SPLIT_FOLDERS: Final = ("train", "val", "valid", "validation", "test", "images")
+_MAGIC: Final = frozenset("*?[")
+
+
+@dataclass(frozen=True)
+class ExtractOptions:
+    """Everything that can be asked of an extraction; the defaults are the recommended ones.
+
+    Attributes
+    ----------
+    backbone : name of a network, see `featx backbones`.
+    weights : ``default`` (the architecture's IMAGENET1K_V1), ``DEFAULT`` (torchvision's newest),
+        the name of a published entry, a file, or ``random``.
+    seed : of random weights.
+    cut : where the network is cut, see `featx cuts BACKBONE`.
+    pool : ``auto``, ``avg``, ``max``, ``gem``, ``none``; ``cls``, ``cls+avg`` for transformers.
+    decode : ``fast`` or ``exact``.
+    exif : apply the EXIF orientation.
+    max_pixels : larger images are refused from their header.
+    device, precision, batch_size, workers : how to run; ``None`` for the fixed rule's choice.
+    dtype : what features are stored as, ``float32`` or ``float16``.
+    transform : fields of the preprocessing to override: resize, crop, mean, std, interpolation.
+    label_from, split_folders : rules of the image list, see `featx.images.list_images`.
+    """
+
+    backbone: str = "densenet121"
+    weights: str = "default"
+    seed: int = 0
+    cut: str = "penultimate"
+    pool: str = "auto"
+    decode: str = "fast"
+    exif: bool = True
+    max_pixels: int = 100_000_000
+    device: str = "auto"
+    precision: str | None = None
+    batch_size: int | None = None
+    workers: int | None = None
+    dtype: str = "float32"
+    transform: Mapping[str, Any] = field(default_factory=dict)
+    label_from: str = "first"
+    split_folders: bool | None = None
+
+    def __post_init__(self) -> None:
+        for name, allowed in (
+            ("decode", ("fast", "exact")),
+            ("dtype", ("float32", "float16")),
+            ("label_from", ("first", "leaf")),
+        ):
+            if getattr(self, name) not in allowed:
+                raise InputError(
+                    f"{name} must be {' or '.join(allowed)}, got {getattr(self, name)!r}"
+                )
+        for name in ("batch_size", "workers", "max_pixels"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise InputError(f"{name} must be at least 1, got {value}")
+
+
+def make_spec(
+    options: ExtractOptions,
+    table: ImageTable,
+    backbone: Backbone,
+    front: Front,
+    feature_shape: tuple[int, ...],
+    precision: str,
+) -> dict[str, Any]:
+    """What was asked, as JSON: the part of an extraction that decides what the features mean."""
+    return {
+        "schema": 1,
+        "backbone": backbone.name,
+        "weights_sha256": backbone.weights_sha256,
+        "cut": front.cut,
+        "pool": front.pool,
+        "layout": front.layout,
+        "shape": list(feature_shape),
+        "transform": backbone.transform.to_dict(),
+        "decode": options.decode,
+        "exif": options.exif,
+        "max_pixels": options.max_pixels,
+        "precision": precision,
+        "dtype": options.dtype,
+        "images": dict(table.rules),
+    }
+
+
+def make_plan(
+    engine: Engine, backbone: Backbone, device: Device, *, workers: int, seed: int
+) -> dict[str, Any]:
+    """How an extraction runs on this machine, and where its weights lay, as JSON."""
+    import PIL
+    import torch
+    import torchvision
+
+    return {
+        "engine": engine.name,
+        "device": device.kind,
+        "batch_size": engine.batch_size,
+        "workers": workers,
+        "threads": torch.get_num_threads(),
+        "weights": {"name": backbone.weights, "path": backbone.weights_path or "", "seed": seed},
+        "machine": {
+            "system": platform.system(),
+            "processor": platform.machine(),
+            "accelerator": torch.cuda.get_device_name(device.name) if device.kind == "cuda" else "",
+        },
+        "versions": {
+            "torch": torch.__version__,
+            "torchvision": torchvision.__version__,
+            "pillow": PIL.__version__,
+            "numpy": np.__version__,
+        },
+    }
+
+
+def default_name(
+    images: str | os.PathLike[str], options: ExtractOptions, backbone: Backbone
+) -> str:
+    """File name of a cache: the folder, the backbone, and every option that is not the default.
+
+    ``birds-densenet121.h5``, ``birds-densenet121@features.denseblock3+pool=max.h5``.
+    """
+    name = f"{_source_name(images)}-{backbone.name.replace(':', '.')}"
+    if options.cut != "penultimate":
+        name += f"@{options.cut}"
+    standard = ExtractOptions()
+    extras: dict[str, str] = {}
+    if options.weights != standard.weights:
+        shown = backbone.weights if not Path(options.weights).exists() else ""
+        if options.weights == "random":
+            shown = "random" if options.seed == standard.seed else f"random{options.seed}"
+        extras["weights"] = shown or backbone.weights_sha256[:8]
+    for key in ("pool", "decode", "dtype", "precision", "max_pixels", "label_from"):
+        value = getattr(options, key)
+        if value != getattr(standard, key) and not (key == "precision" and value == "fp32"):
+            extras[key] = str(value)
+    if not options.exif:
+        extras["exif"] = "off"
+    if options.split_folders is not None:
+        extras["split_folders"] = "on" if options.split_folders else "off"
+    for key, value in sorted(options.transform.items()):
+        text = ",".join(f"{v:g}" for v in value) if isinstance(value, (tuple, list)) else str(value)
+        extras[key] = text
+    return name + "".join(f"+{key}={value}" for key, value in extras.items()) + ".h5"
+
+
+def _source_name(images: str | os.PathLike[str]) -> str:
+    """A short name for the images: the folder's, or the list's without its ending."""
+    text = os.fspath(images)
+    if _MAGIC & set(text):
+        parts = Path(text).parts
+        plain = next(i for i, part in enumerate(parts) if _MAGIC & set(part))
+        text = str(Path(*parts[:plain]))
+    path = Path(text).resolve()
+    if path.is_file():
+        return path.stem
+    if path.name.lower() in _SPLIT_FOLDERS:
+        return f"{path.parent.name}-{path.name}".lstrip("-")
+    return path.name or "images"

@@ -1,0 +1,82 @@
+"""The folder where caches and heads lie: which of them is meant when none is named."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from featx.cache import PARTIAL_SUFFIX, CacheFile, open_cache
+from featx.errors import CacheError, HeadError
+
+
+def newest_cache(folder: str | os.PathLike[str] = "cache") -> Path:
+    """The newest finished cache in `folder`.
+
+    Raises
+    ------
+    CacheError
+        There is none; the message says whether one is unfinished.
+    """
+    found = _newest_first(Path(folder), "*.h5")
+    if found:
+        return found[0]
+    unfinished = _newest_first(Path(folder), f"*.h5{PARTIAL_SUFFIX}")
+    if unfinished:
+        raise CacheError(
+            f"no cache in {folder} is finished yet ({unfinished[0].name} is under way or was "
+            "interrupted); run the same `featx extract` again to complete it"
+        )
+    raise CacheError(f"there is no cache in {folder}; make one with `featx extract FOLDER`")
+
+
+def newest_head(folder: str | os.PathLike[str] = "cache") -> Path:
+    """The newest head file in `folder`.
+
+    Raises
+    ------
+    HeadError
+        There is none.
+    """
+    found = _newest_first(Path(folder), "*.safetensors")
+    if not found:
+        raise HeadError(f"there is no head in {folder}; fit one with `featx fit-head`")
+    return found[0]
+
+
+def cache_of_head(recorded: dict[str, str], head: Path) -> Path:
+    """The cache a head was fitted on: of the recorded name beside the head, else where it lay,
+    else the newest beside the head with the same fingerprint and folder.
+
+    Parameters
+    ----------
+    recorded : file, path, fingerprint and root, as the head file holds them.
+    head : the head file.
+
+    Raises
+    ------
+    CacheError
+        No such cache is found.
+    """
+    for path in (head.parent / recorded["file"], Path(recorded["path"])):
+        if path.is_file() and open_cache(path).fingerprint == recorded["fingerprint"]:
+            return path
+    for path in _newest_first(head.parent, "*.h5"):
+        found = _try_open(path)
+        if found and (found.fingerprint, found.root) == (recorded["fingerprint"], recorded["root"]):
+            return path
+    raise CacheError(
+        f"the cache that {head.name} was fitted on ({recorded['file']}) is not beside it nor at "
+        f"{recorded['path']}; name a cache: featx evaluate CACHE {head}"
+    )
+
+
+def _try_open(path: Path) -> CacheFile | None:
+    try:
+        return open_cache(path)
+    except CacheError:
+        return None  # some other file that ends in .h5: not the one looked for
+
+
+def _newest_first(folder: Path, pattern: str) -> list[Path]:
+    files = [path for path in folder.glob(pattern) if path.is_file()]
+    return sorted(files, key=lambda path: (-path.stat().st_mtime_ns, path.name))

@@ -1,0 +1,50 @@
+"""What the tests share: where real photographs lie, and small folders of generated ones."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+COLOURS = {"red": (200, 40, 40), "green": (40, 180, 60), "blue": (50, 60, 210)}
+
+
+@pytest.fixture(autouse=True)
+def _no_network(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """No test downloads anything or finds weights that happen to lie on this machine."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path_factory.getbasetemp() / "torch-home"))
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder with ``data/`` and ``weights/`` of real photographs; skips where it is not."""
+    folder = Path(os.environ.get("FEATX_REAL_DATA", Path(__file__).parents[2] / "shared"))
+    if not (folder / "data").is_dir():
+        pytest.skip("no real photographs: set FEATX_REAL_DATA to a folder with data/ and weights/")
+    return folder
+
+
+@pytest.fixture
+def colour_folder(tmp_path: Path) -> Callable[..., Path]:
+    """Makes a folder of class folders whose images have the colour that names their class."""
+
+    def make(
+        name: str = "birds", *, per_class: int = 6, parts: tuple[str, ...] = ("",), size: int = 40
+    ) -> Path:
+        root = tmp_path / name
+        rng = np.random.default_rng(len(name))
+        for part in parts:
+            for label, colour in COLOURS.items():
+                folder = root / part / label
+                folder.mkdir(parents=True)
+                for i in range(per_class):
+                    pixels = np.array(colour) + rng.integers(-40, 40, (size, size, 3))
+                    image = Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
+                    image.save(folder / f"{label}{i}.png")
+        return root
+
+    return make

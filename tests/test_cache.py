@@ -1,0 +1,557 @@
+"""The cache file: what it promises to every reader, and what it refuses."""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+
+import featx
+from featx.cache import (
+    CacheWriter,
+    Disk,
+    Rows,
+    Status,
+    cache_lock,
+    decide,
+    fingerprint,
+    open_cache,
+    partial_path,
+    verify,
+)
+from featx.errors import CacheError, DiskError, InputError, LockedError, SpecMismatchError
+
+SPEC = {"backbone": "tiny", "cut": "penultimate", "images": {"label_from": "first"}}
+PLAN = {"engine": "torch-eager", "batch_size": 4}
+
+
+def rows_of(n: int = 10, **columns: Any) -> Rows:
+    values: dict[str, Any] = {
+        "paths": [b"a/%03d.jpg" % i for i in range(n)],
+        "labels": np.arange(n) % 2,
+        "split": np.zeros(n, np.uint8),
+        "groups": np.full(n, -1),
+        "size_bytes": np.arange(n) + 100,
+        "mtime_ns": np.arange(n) + 10**18,
+        "classes": ("001.Great_tit", "麻雀"),
+    }
+    return Rows(**(values | columns))
+
+
+def features_of(n: int = 10, d: int = 5) -> np.ndarray:
+    return np.random.default_rng(0).normal(size=(n, d)).astype(np.float32)
+
+
+def sha_of(n: int = 10) -> np.ndarray:
+    return np.arange(n * 32, dtype=np.uint8).reshape(n, 32)
+
+
+def create(path: Path, rows: Rows | None = None, **changes: Any) -> CacheWriter:
+    options: dict[str, Any] = {
+        "root": "/birds", "spec": SPEC, "plan": PLAN, "feature_shape": (5,), **changes
+    }  # fmt: skip
+    return CacheWriter.create(path, rows or rows_of(), **options)
+
+
+def finished(path: Path, rows: Rows | None = None, **changes: Any) -> Path:
+    rows = rows or rows_of()
+    writer = create(path, rows, **changes)
+    writer.put(np.arange(len(rows)), features_of(len(rows)), sha_of(len(rows)))
+    writer.finish(path, {"images": len(rows)})
+    return path
+
+
+def test_a_finished_cache_gives_back_what_was_put(tmp_path: Path) -> None:
+    fs = featx.load(finished(tmp_path / "a.h5"))
+    assert np.array_equal(fs.X, features_of())
+    assert fs.paths[3] == "a/003.jpg"
+    assert fs.y.tolist() == [0, 1] * 5
+    assert fs.classes == ("001.Great_tit", "麻雀")
+    assert fs.names == ("Great tit", "麻雀")
+    assert fs.fingerprint == fingerprint(SPEC)
+    assert np.array_equal(fs.sha256, sha_of())
+
+
+def test_features_are_a_memory_map_that_never_writes_to_the_file(tmp_path: Path) -> None:
+    path = finished(tmp_path / "a.h5")
+    before = path.read_bytes()
+    fs = featx.load(path)
+    assert isinstance(fs.features, np.memmap)
+    assert np.shares_memory(fs.X, fs.features)
+    fs.X[0] = 0
+    del fs
+    assert path.read_bytes() == before
+
+
+def test_h5py_alone_reads_it(tmp_path: Path) -> None:
+    with h5py.File(finished(tmp_path / "a.h5")) as file:
+        assert np.array_equal(file["features"][:], features_of())
+        assert file["paths"].asstr()[2] == "a/002.jpg"
+        assert file["classes"].asstr()[1] == "麻雀"
+        assert file["features"].id.get_offset() % 4096 == 0
+        for dataset in file.values():
+            assert dataset.chunks is None
+            assert dataset.compression is None
+            assert h5py.check_vlen_dtype(dataset.dtype) is None
+
+
+def test_an_unfinished_cache_is_never_read_as_a_finished_one(tmp_path: Path) -> None:
+    path = tmp_path / "a.h5"
+    writer = create(path)
+    writer.put(np.arange(3), features_of(3), sha_of(3))
+    writer.commit()
+    writer.close()
+    assert not path.exists()
+    with pytest.raises(CacheError, match=r"not complete yet.*run the same `featx extract` again"):
+        featx.load(path)
+    with pytest.raises(CacheError, match="unfinished"):
+        featx.load(partial_path(path))
+
+
+def test_a_cache_with_pending_rows_cannot_be_finished(tmp_path: Path) -> None:
+    writer = create(tmp_path / "a.h5")
+    writer.put(np.arange(9), features_of(9), sha_of(9))
+    with pytest.raises(AssertionError, match="pending"):
+        writer.finish(tmp_path / "a.h5", {})
+    writer.close()
+    assert not (tmp_path / "a.h5").exists()
+
+
+def test_rows_are_done_only_after_a_commit(tmp_path: Path) -> None:
+    path = tmp_path / "a.h5"
+    writer = create(path)
+    writer.put(np.arange(4), features_of(4), sha_of(4))
+    assert open_cache(partial_path(path), partial=True).counts()[Status.DONE] == 0
+    writer.commit()
+    assert open_cache(partial_path(path), partial=True).counts()[Status.DONE] == 4
+    writer.close()
+
+
+class RecordingDisk(Disk):
+    """Notes the order of writes and syncs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[tuple[str, int]] = []
+
+    def write(self, fd: int, data: bytes | memoryview, offset: int) -> None:
+        self.calls.append(("write", offset))
+        super().write(fd, data, offset)
+
+    def datasync(self, fd: int) -> None:
+        self.calls.append(("sync", 0))
+        super().datasync(fd)
+
+
+def test_data_are_synced_before_the_status_that_vouches_for_them(tmp_path: Path) -> None:
+    disk = RecordingDisk()
+    writer = create(tmp_path / "a.h5", disk=disk)
+    disk.calls.clear()
+    writer.put(np.arange(4), features_of(4), sha_of(4))
+    writer.commit()
+    writer.close()
+    status = writer.file.offsets["status"]
+    kinds = ["status" if offset == status else kind for kind, offset in disk.calls]
+    assert kinds == ["write", "write", "write", "sync", "status", "sync"]
+
+
+def test_resuming_gives_the_same_file_as_never_stopping(tmp_path: Path) -> None:
+    whole = finished(tmp_path / "whole.h5")
+    stopped = tmp_path / "stopped.h5"
+    writer = create(stopped)
+    writer.put(np.arange(4), features_of()[:4], sha_of()[:4])
+    writer.commit()
+    writer.put(np.arange(4, 6), features_of()[4:6] * 0, sha_of()[4:6])  # written, not committed
+    writer._uncommitted = []
+    writer.close()
+    writer = CacheWriter.resume(stopped)
+    assert writer.pending.tolist() == [4, 5, 6, 7, 8, 9]
+    writer.put(np.arange(4, 10), features_of()[4:], sha_of()[4:])
+    writer.finish(stopped, {"images": 10})
+    assert stopped.read_bytes() == whole.read_bytes()
+
+
+def test_a_failed_image_is_nan_named_counted_and_never_loaded(tmp_path: Path) -> None:
+    path = tmp_path / "a.h5"
+    writer = create(path)
+    writer.put(np.arange(9), features_of(9), sha_of(9))
+    writer.fail(9, Status.UNDECODABLE, "broken\n  data " + "é" * 200)
+    writer.finish(path, {})
+    fs = featx.load(path)
+    assert len(fs) == 9
+    assert fs.rows.tolist() == list(range(9))
+    assert [(f.path, f.status) for f in fs.failed] == [("a/009.jpg", Status.UNDECODABLE)]
+    assert fs.failed[0].reason.startswith("broken data é")
+    assert np.isnan(open_cache(path).map("features")[9]).all()
+    assert verify(path).ok
+
+
+def test_paths_of_any_bytes_survive(tmp_path: Path) -> None:
+    paths = sorted([b"a/\xff\xfe.jpg", "a/麻雀 🐦.jpg".encode(), b"a/new\nline,tab\t.jpg"])
+    n = len(paths)
+    rows = rows_of(n, paths=paths)
+    fs = featx.load(finished(tmp_path / "a.h5", rows))
+    assert [os.fsencode(path) for path in fs.paths] == paths
+
+
+def test_maps_keep_their_shape_and_X_is_their_flat_view(tmp_path: Path) -> None:
+    path = tmp_path / "a.h5"
+    writer = create(path, feature_shape=(2, 3, 3), dtype="float16")
+    maps = np.arange(10 * 18).reshape(10, 2, 3, 3).astype(np.float16)
+    writer.put(np.arange(10), maps, sha_of())
+    writer.finish(path, {})
+    fs = featx.load(path)
+    assert fs.features.shape == (10, 2, 3, 3)
+    assert fs.X.shape == (10, 18)
+    assert fs.X.dtype == np.float16
+    assert np.array_equal(fs.features, maps)
+
+
+@pytest.mark.parametrize("portable", [False, True])
+def test_the_portable_fallbacks_write_the_same_bytes(tmp_path: Path, portable: bool) -> None:
+    path = finished(tmp_path / "a.h5", disk=Disk(portable=portable))
+    assert verify(path).ok
+    assert path.read_bytes() == finished(tmp_path / "b.h5").read_bytes()
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO, errno.EROFS])
+def test_a_disk_that_fails_at_the_start_leaves_nothing_behind(tmp_path: Path, code: int) -> None:
+    class Failing(Disk):
+        def allocate(self, fd: int, size_bytes: int) -> None:
+            raise OSError(code, os.strerror(code))
+
+    with pytest.raises(DiskError, match=r"cannot create.*run the same command again") as caught:
+        create(tmp_path / "a.h5", disk=Failing())
+    assert caught.value.exit_code == 6
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_disk_that_fills_up_later_keeps_what_was_committed(tmp_path: Path) -> None:
+    class Filling(Disk):
+        full = False
+
+        def write(self, fd: int, data: bytes | memoryview, offset: int) -> None:
+            if self.full:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            super().write(fd, data, offset)
+
+    disk = Filling()
+    path = tmp_path / "a.h5"
+    writer = create(path, disk=disk)
+    writer.put(np.arange(5), features_of(5), sha_of(5))
+    writer.commit()
+    disk.full = True
+    with pytest.raises(DiskError, match="the disk is full"):
+        writer.put(np.arange(5, 10), features_of(5), sha_of(5))
+    writer.close()
+    assert CacheWriter.resume(path).pending.tolist() == [5, 6, 7, 8, 9]
+
+
+def test_verify_finds_every_flipped_byte_of_data(tmp_path: Path) -> None:
+    path = finished(tmp_path / "a.h5")
+    file = open_cache(path)
+    data = bytearray(path.read_bytes())
+    rng = np.random.default_rng(0)
+    for name, column in file.columns.items():
+        position = file.offsets[name] + int(rng.integers(column.nbytes))
+        flipped = bytearray(data)
+        flipped[position] ^= 1
+        path.write_bytes(flipped)
+        found = verify(path)
+        assert not found.ok, name
+        assert (name == "features") == bool(found.bad_rows) or name == "crc32", name
+        if name == "features":
+            row = (position - file.offsets[name]) // 20
+            assert found.bad_rows == (row,)
+            assert found.bad_paths == (f"a/{row:03d}.jpg",)
+    path.write_bytes(data)
+    assert verify(path).ok
+
+
+def decision(rows: Rows, complete: Path | None = None, partial: Path | None = None, **changes: Any):
+    options: dict[str, Any] = {
+        "root": "/birds",
+        "complete": open_cache(complete) if complete else None,
+        "partial": open_cache(partial, partial=True) if partial else None,
+        "same_content": lambda i, sha256: False,
+    }
+    spec = changes.pop("spec", SPEC)
+    return decide(rows, spec, **(options | changes))
+
+
+def test_without_a_cache_everything_is_new() -> None:
+    made = decision(rows_of())
+    assert (made.action, made.kept, made.new) == ("create", 0, 10)
+    assert str(made) == "10 images: 0 kept, 10 new"
+
+
+def test_an_unchanged_folder_is_reused(tmp_path: Path) -> None:
+    made = decision(rows_of(), finished(tmp_path / "a.h5"))
+    assert (made.action, made.kept) == ("reuse", 10)
+
+
+def test_an_unfinished_cache_is_resumed(tmp_path: Path) -> None:
+    writer = create(tmp_path / "a.h5")
+    writer.put(np.arange(3), features_of(3), sha_of(3))
+    writer.commit()
+    writer.close()
+    made = decision(rows_of(), partial=partial_path(tmp_path / "a.h5"))
+    assert (made.action, made.kept) == ("resume", 3)
+
+
+def test_new_changed_and_vanished_images_are_told_apart(tmp_path: Path) -> None:
+    path = finished(tmp_path / "a.h5", rows_of(20))
+    now = rows_of(21)
+    size, mtime = now.size_bytes.copy(), now.mtime_ns.copy()
+    size[3] += 1  # other size: changed
+    mtime[4] += 1  # touched, other content: changed
+    mtime[5] += 1  # touched, same content: kept
+    keep = np.arange(21) != 7  # gone
+    rows = Rows(
+        [p for p, k in zip(now.paths, keep, strict=True) if k],
+        now.labels[keep], now.split[keep], now.groups[keep], size[keep], mtime[keep], now.classes,
+    )  # fmt: skip
+    made = decision(rows, path, same_content=lambda i, sha256: i == 5)
+    assert (made.action, made.kept, made.new, made.changed, made.gone) == ("extend", 17, 1, 2, 1)
+    assert str(made) == "20 images: 17 kept, 1 new, 2 changed, 1 gone"
+    assert made.source_rows.tolist() == [0, 1, 2, -1, -1, 5, 6, *range(8, 20), -1]
+
+
+def test_relabelled_images_are_kept_without_a_forward_pass(tmp_path: Path) -> None:
+    made = decision(rows_of(labels=np.zeros(10, np.int64)), finished(tmp_path / "a.h5"))
+    assert (made.action, made.kept) == ("extend", 10)
+
+
+def test_another_spec_is_refused_by_name(tmp_path: Path) -> None:
+    path = finished(tmp_path / "a.h5")
+    other = {**SPEC, "cut": "features", "images": {"label_from": "leaf"}}
+    with pytest.raises(SpecMismatchError, match=r"cut: 'penultimate' there, 'features' asked") as e:
+        decision(rows_of(), path, spec=other)
+    assert e.value.fields == ("cut", "images.label_from")
+    assert e.value.exit_code == 4
+    assert decision(rows_of(), path, spec=other, fresh=True).action == "create"
+
+
+def test_another_root_of_the_same_name_is_refused_unless_pruned(tmp_path: Path) -> None:
+    path = finished(tmp_path / "a.h5")
+    with pytest.raises(CacheError, match=r"another folder, /birds, not /elsewhere.*--prune"):
+        decision(rows_of(), path, root="/elsewhere")
+    assert decision(rows_of(), path, root="/elsewhere", prune=True).kept == 10
+
+
+def test_a_half_mounted_disk_is_refused_unless_pruned(tmp_path: Path) -> None:
+    path = finished(tmp_path / "a.h5", rows_of(10))
+    with pytest.raises(CacheError, match=r"2 of the 10 images .* are no longer under .*--prune"):
+        decision(rows_of(8), path)
+    assert decision(rows_of(8), path, prune=True).gone == 2
+    assert decision(rows_of(9), path).gone == 1  # a tenth is no more than a tenth
+
+
+def test_failed_images_are_computed_again_only_when_asked(tmp_path: Path) -> None:
+    path = tmp_path / "a.h5"
+    writer = create(path)
+    writer.put(np.arange(9), features_of(9), sha_of(9))
+    writer.fail(9, Status.UNDECODABLE, "broken")
+    writer.finish(path, {})
+    assert decision(rows_of(), path).action == "reuse"
+    again = decision(rows_of(), path, retry_failed=True)
+    assert (again.action, again.source_rows[9]) == ("extend", -1)
+
+
+def test_extending_takes_kept_rows_over_bit_by_bit(tmp_path: Path) -> None:
+    source = open_cache(finished(tmp_path / "a.h5"))
+    rows = rows_of(11)
+    writer = create(
+        tmp_path / "b.h5", rows, source=source, source_rows=np.array([9, *range(9), -1])
+    )
+    assert writer.pending.tolist() == [10]
+    writer.put(np.array([10]), features_of(1), sha_of(1))
+    writer.finish(tmp_path / "b.h5", {})
+    assert verify(tmp_path / "b.h5").ok
+    assert np.array_equal(featx.load(tmp_path / "b.h5").X[:10], features_of()[[9, *range(9)]])
+
+
+def test_extending_over_its_own_unfinished_file_loses_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "a.h5"
+    writer = create(path)
+    writer.put(np.arange(6), features_of(6), sha_of(6))
+    writer.commit()
+    writer.close()
+    source = open_cache(partial_path(path), partial=True)
+    grown = create(path, rows_of(12), source=source, source_rows=np.array([*range(6), *[-1] * 6]))
+    assert grown.pending.tolist() == [6, 7, 8, 9, 10, 11]
+    assert np.array_equal(grown.file.map("features")[:6], features_of(6))
+    grown.close()
+
+
+def test_a_second_run_is_told_who_holds_the_cache(tmp_path: Path) -> None:
+    path = tmp_path / "a.h5"
+    code = (
+        "import sys; from pathlib import Path; from featx.cache import cache_lock\n"
+        "with cache_lock(Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline().strip() == b"held"
+        with (
+            pytest.raises(LockedError, match=f"process {other.pid} on ") as caught,
+            cache_lock(path),
+        ):
+            pass
+        assert caught.value.exit_code == 5
+        other.kill()
+        other.communicate()
+    with cache_lock(path):  # the lock of a dead process blocks nobody
+        pass
+
+
+def _relink(path: Path, name: str, make: Any) -> None:
+    with h5py.File(path, "r+") as file:
+        del file[name]
+        make(file)
+
+
+def _filtered(file: h5py.File) -> None:
+    file.create_dataset("labels", data=np.zeros(10, "<i8"), chunks=(10,), compression="gzip")
+
+
+def _external(file: h5py.File) -> None:
+    file.create_dataset("labels", (10,), "<i8", external=[("/etc/passwd", 0, 80)])
+
+
+def _virtual(file: h5py.File) -> None:
+    layout = h5py.VirtualLayout((10,), "<i8")
+    layout[:] = h5py.VirtualSource("other.h5", "labels", (10,))
+    file.create_virtual_dataset("labels", layout)
+
+
+def _group(file: h5py.File) -> None:
+    file.create_group("labels")
+
+
+def _soft_link(file: h5py.File) -> None:
+    file["labels"] = h5py.SoftLink("/groups")
+
+
+def _external_link(file: h5py.File) -> None:
+    file["labels"] = h5py.ExternalLink("other.h5", "/labels")
+
+
+def _wrong_type(file: h5py.File) -> None:
+    file.create_dataset("labels", data=np.zeros(10, "<f8"))
+
+
+def _wrong_shape(file: h5py.File) -> None:
+    file.create_dataset("labels", data=np.zeros(9, "<i8"))
+
+
+def _variable_length(file: h5py.File) -> None:
+    file.create_dataset("labels", data=["x"] * 10, dtype=h5py.string_dtype())
+
+
+def _unallocated_bomb(file: h5py.File) -> None:
+    file.create_dataset("labels", (1 << 50,), "<i8")
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        _filtered, _external, _virtual, _group, _soft_link, _external_link, _wrong_type,
+        _wrong_shape, _variable_length, _unallocated_bomb,
+    ],
+)  # fmt: skip
+def test_anything_but_plain_data_is_refused_in_one_line(tmp_path: Path, make: Any) -> None:
+    path = finished(tmp_path / "a.h5")
+    _relink(path, "labels", make)
+    with pytest.raises(CacheError) as caught:
+        featx.load(path)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["format", "spec", "fingerprint", "plan", "root"])
+@pytest.mark.parametrize("value", [7, "x" * 10, np.zeros(3)])
+def test_attributes_of_another_type_or_text_are_refused(
+    tmp_path: Path, name: str, value: Any
+) -> None:
+    path = finished(tmp_path / "a.h5")
+    with h5py.File(path, "r+") as file:
+        file.attrs[name] = value
+    with pytest.raises(CacheError):
+        featx.load(path)
+
+
+def test_a_newer_format_says_to_upgrade(tmp_path: Path) -> None:
+    path = finished(tmp_path / "a.h5")
+    with h5py.File(path, "r+") as file:
+        file.attrs.create("format", np.bytes_(b"featx cache 2"))
+    with pytest.raises(CacheError, match="format 2, this featx reads up to 1; upgrade"):
+        featx.load(path)
+
+
+def test_text_and_cut_short_files_are_refused(tmp_path: Path) -> None:
+    path = finished(tmp_path / "a.h5")
+    data = path.read_bytes()
+    for wrong in (b"", b"hello", data[:100], data[: len(data) // 2], data[:-1]):
+        path.write_bytes(wrong)
+        with pytest.raises(CacheError, match=r"not a featx cache|cut short"):
+            featx.load(path)
+    with pytest.raises(CacheError, match="there is no cache at"):
+        featx.load(tmp_path / "none.h5")
+
+
+def test_statuses_and_labels_outside_their_range_are_refused(tmp_path: Path) -> None:
+    for name, value, message in (("status", 0, "valid status"), ("status", 9, "valid status"),
+                                 ("labels", 7, "no class"), ("split", 9, "split")):  # fmt: skip
+        path = finished(tmp_path / f"{name}{value}.h5")
+        with h5py.File(path, "r+") as file:
+            file[name][0] = value
+        with pytest.raises(CacheError, match=message):
+            featx.load(path)
+
+
+def test_load_gives_labelled_rows_as_X_and_y(tmp_path: Path) -> None:
+    labels = np.array([0, 1, -1, 1, 0, 1, 0, -1, 0, 1])
+    path = finished(tmp_path / "a.h5", rows_of(labels=labels))
+    X, y = featx.load(path, return_X_y=True)
+    assert y.tolist() == [0, 1, 1, 0, 1, 0, 0, 1]
+    assert np.array_equal(X, features_of()[labels >= 0])
+    unlabelled = rows_of(labels=np.full(10, -1), classes=())
+    with pytest.raises(InputError, match="no labels"):
+        featx.load(finished(tmp_path / "b.h5", unlabelled), return_X_y=True)
+
+
+def test_the_folders_split_is_given_by_name(tmp_path: Path) -> None:
+    split = np.array([1, 1, 1, 1, 2, 2, 2, 3, 3, 3], np.uint8)
+    path = finished(tmp_path / "a.h5", rows_of(split=split))
+    for name, rows in (("train", [0, 1, 2, 3]), ("val", [4, 5, 6]), ("test", [7, 8, 9])):
+        assert featx.load(path, split=name).rows.tolist() == rows
+    assert featx.load(path, split="held-out").rows.tolist() == [7, 8, 9]
+    with pytest.raises(InputError, match="split must be one of"):
+        featx.load(path, split="dev")
+
+
+def test_a_frame_and_a_page_show_what_is_there(tmp_path: Path) -> None:
+    labels = np.array([0, 1, -1, 1, 0, 1, 0, 1, 0, 1])
+    paths = [b"a/<b>%03d.jpg" % i for i in range(10)]
+    fs = featx.load(finished(tmp_path / "a.h5", rows_of(labels=labels, paths=paths)))
+    frame = fs.to_frame()
+    assert frame.shape == (10, 10)
+    assert frame["label"].tolist()[:2] == ["Great tit", "麻雀"]
+    assert frame["label"].isna().tolist()[2]
+    assert np.array_equal(frame[[f"f{i}" for i in range(5)]].to_numpy(), features_of())
+    assert fs.to_frame(features=False).columns.tolist() == ["path", "label", "y", "split", "group"]
+    page = fs._repr_html_()
+    assert "麻雀" in page
+    assert "&lt;b&gt;" in page
+    assert "<b>000" not in page
+    assert "10 images x 5 float32" in repr(fs)
