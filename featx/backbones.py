@@ -265,13 +265,14 @@ def _load_file(
     form = entry or _form_for(name, state)
     network = _build(name, form, seed, for_weights=True)
     auxiliary = architectures.auxiliary_heads(name)
+    guess = architectures.guess(state)
     notes = load_into(
         network,
         state,
         classifier=classifier_path(network, auxiliary=auxiliary),
         auxiliary=auxiliary,
         source=str(path),
-        looks_like=architectures.guess(state),
+        looks_like=guess if guess != name else None,
     )
     architectures.drop_auxiliary(name, network)
     freeze(network)
@@ -326,15 +327,15 @@ def _transform(
         entry.min_size if architectures.family(name) == "maxvit" else None
     )
     if fixed is not None and transform.crop != fixed:
-        raise InputError(
-            f"{name} takes images of exactly {fixed} pixels, got a crop of {transform.crop}"
-        )
-    if fixed is None and architectures.family(name) != "swin" and transform.crop < entry.min_size:
-        raise InputError(
-            f"{name} takes images of {entry.min_size} pixels or more, got a crop of "
-            f"{transform.crop}"
-        )
+        raise _wrong_size(name, f"exactly {fixed}", transform.crop)
+    # Swin's windows are padded: torchvision's min_size is what it was trained at.
+    if architectures.family(name) != "swin" and transform.crop < entry.min_size:
+        raise _wrong_size(name, f"at least {entry.min_size}", transform.crop)
     return transform
+
+
+def _wrong_size(name: str, takes: str, crop: int) -> InputError:
+    return InputError(f"{name} takes images of {takes} pixels a side, got a crop of {crop}")
 
 
 def _assumed(name: str, entry: PublishedWeights, overrides: Mapping[str, Any]) -> str:
@@ -379,6 +380,8 @@ def _load_timm(
     freeze(network)
     fields, transform_notes = timm_backbones.transform_fields(network)
     transform = Transform(**(fields | dict(overrides)))
+    if timm_backbones.has_fixed_input(network) and transform.crop != fields["crop"]:
+        raise _wrong_size(name, f"exactly {fields['crop']}", transform.crop)
     if not pretrained:
         transform_notes += ("transform assumed: that of timm's own weights of this model",)
     return Backbone(

@@ -80,6 +80,11 @@ def transform_fields(model: nn.Module) -> tuple[dict[str, Any], tuple[str, ...]]
     return fields, tuple(notes)
 
 
+def has_fixed_input(model: nn.Module) -> bool:
+    """Whether a model takes one input size only, as timm's config of it says."""
+    return bool((getattr(model, "pretrained_cfg", None) or {}).get("fixed_input_size"))
+
+
 def weights_tag(model: nn.Module) -> str:
     """timm's tag of the weights a model was made with (``a1_in1k``), or ``pretrained``."""
     config = getattr(model, "pretrained_cfg", None) or {}

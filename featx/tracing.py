@@ -68,6 +68,8 @@ class _Tracer(NodePathTracer):
             for _, member in inspect.getmembers(torchvision.ops, inspect.isclass)
             if issubclass(member, nn.Module)
         ]
+        # timm subclasses Linear and Conv2d; whole, they can be found as a network's classifier.
+        leaves += [nn.Linear, nn.Conv2d]
         super().__init__(leaf_modules=leaves, autowrap_modules=(math, torchvision.ops))
 
 

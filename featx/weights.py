@@ -6,6 +6,7 @@ is refused with one line that says what it is and what is expected.
 
 from __future__ import annotations
 
+import argparse
 import errno
 import hashlib
 import os
@@ -309,7 +310,9 @@ def _refuse_by_magic(file: Path) -> None:
 
 def _load_pickle(file: Path) -> Any:
     try:
-        with warnings.catch_warnings():
+        # torchvision's and timm's training scripts store their options beside the weights: a
+        # Namespace is a bag of values, without code of its own.
+        with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace]):
             # A TorchScript archive makes torch.load warn before it raises; the error says it all.
             warnings.simplefilter("ignore")
             return torch.load(file, map_location="cpu", weights_only=True)
@@ -322,7 +325,14 @@ def _load_pickle(file: Path) -> Any:
             ) from error
         if "TorchScript" in text:
             raise WeightsError(f"{file} is a TorchScript archive; {_EXPECTED}") from error
-        what = "truncated or damaged" if file.read_bytes()[:2] == b"PK" else "not a weights file"
+        with file.open("rb") as stream:
+            start = stream.read(2)
+        if start[:1] == b"\x80" and start[1:2] >= b"\x03":  # newer than torch.save's protocol 2
+            raise WeightsError(
+                f"{file} is a plain Python pickle, not written by torch.save; featx does not run "
+                f"code from files: {_EXPECTED}"
+            ) from error
+        what = "truncated or damaged" if start == b"PK" else "not a weights file"
         raise WeightsError(
             f"{file} is {what} ({_first_line(error)}); {_EXPECTED}; if it was downloaded, "
             "get it again"
@@ -330,7 +340,8 @@ def _load_pickle(file: Path) -> Any:
 
 
 def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
+    # torch.load puts advice to turn the protection off before its own reason.
+    lines = str(error).rpartition("WeightsUnpickler error:")[2].strip().splitlines()
     return lines[0][:160] if lines else type(error).__name__
 
 
