@@ -1,0 +1,324 @@
+"""Extraction: one pass, reused, resumed, extended, and never a row that is not its file's."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import featx
+from featx.backbones import load_backbone
+from featx.cache import CacheWriter, open_cache, partial_path, verify
+from featx.engines.eager import EagerEngine
+from featx.errors import CacheError, InputError, TooManyFailedError, WeightsError
+from featx.extraction import Listener, run_extraction
+from featx.specs import ExtractOptions
+
+TINY: dict[str, Any] = {
+    "backbone": "squeezenet1_1",
+    "weights": "random",
+    "device": "cpu",
+    "batch_size": 4,
+    "transform": {"resize": 64, "crop": 64},
+}
+Folder = Callable[..., Path]
+
+
+def extract(images: Path, tmp_path: Path, **changes: Any) -> Any:
+    stage = {"fresh", "prune", "retry_failed", "mix_plans", "out", "listener"}
+    options = ExtractOptions(**{**TINY, **{k: v for k, v in changes.items() if k not in stage}})
+    rest = {k: v for k, v in changes.items() if k in stage}
+    return run_extraction(images, options, cache_dir=tmp_path / "cache", **rest)
+
+
+def test_features_are_those_of_each_file(colour_folder: Folder, tmp_path: Path) -> None:
+    done = extract(colour_folder(), tmp_path)
+    fs = done.features
+    assert fs.X.shape == (18, 512)
+    assert fs.paths == sorted(fs.paths)
+    assert [fs.classes[label] for label in fs.y] == [path.split("/")[0] for path in fs.paths]
+    backbone = load_backbone("squeezenet1_1", weights="random", transform=TINY["transform"])
+    for i in (0, 7, 17):
+        pixels = np.asarray(Image.open(fs.files[i]))
+        exact = backbone.transform.resize_crop(pixels, mode="fast")
+        batch = backbone.transform.normalise(torch.from_numpy(exact).permute(2, 0, 1)[None])
+        with torch.no_grad():
+            expected = backbone.network.features(batch).mean(dim=(2, 3))[0].numpy()
+        assert np.abs(fs.X[i] - expected).max() <= 1e-5 * np.abs(expected).max()
+    assert verify(fs.path).ok
+
+
+def test_a_second_run_makes_no_forward_pass_and_says_so(
+    colour_folder: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = extract(colour_folder(), tmp_path)
+    assert first.forward_passes == 5
+    before = first.features.path.read_bytes()
+    calls: list[int] = []
+    monkeypatch.setattr(EagerEngine, "__call__", lambda self, pixels: calls.append(1))
+    told: list[str] = []
+    second = extract(tmp_path / "birds", tmp_path, listener=Listener(tell=told.append))
+    assert (second.forward_passes, calls) == (0, [])
+    assert any("no forward pass" in sentence for sentence in told)
+    assert np.array_equal(second.features.X, first.features.X)
+    assert second.features.path.read_bytes() == before
+
+
+def test_a_bad_image_is_recorded_and_the_run_goes_on(colour_folder: Folder, tmp_path: Path) -> None:
+    root = colour_folder()
+    good = extract(root, tmp_path, out=tmp_path / "good.h5").features
+    (root / "green" / "a_text.jpg").write_text("no picture")
+    (root / "red" / "zero.png").write_bytes(b"")
+    data = (root / "blue" / "blue1.png").read_bytes()
+    (root / "blue" / "cut.png").write_bytes(data[: len(data) // 2])
+    fs = extract(root, tmp_path).features
+    assert [(f.path, f.status.name) for f in fs.failed] == [
+        ("blue/cut.png", "UNDECODABLE"),
+        ("green/a_text.jpg", "UNDECODABLE"),
+        ("red/zero.png", "UNDECODABLE"),
+    ]
+    assert fs.paths == good.paths  # what failed is in no row, what is good is where it was
+    assert np.array_equal(fs.X, good.X)
+    assert np.array_equal(fs.y, good.y)
+
+
+def test_without_one_usable_image_nothing_gets_its_final_name(tmp_path: Path) -> None:
+    folder = tmp_path / "bad" / "a"
+    folder.mkdir(parents=True)
+    (folder / "a.jpg").write_text("no picture")
+    with pytest.raises(TooManyFailedError, match=r"none of the 1 images .*1 undecodable"):
+        extract(tmp_path / "bad", tmp_path)
+    assert not list((tmp_path / "cache").glob("*.h5"))
+
+
+def test_an_interrupted_run_resumes_to_the_same_bits_and_repeats_nothing(
+    colour_folder: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = colour_folder()
+    whole = extract(root, tmp_path, out=tmp_path / "whole.h5").features
+    put = CacheWriter.put
+    seen: list[int] = []
+
+    def put_twice(self: CacheWriter, rows: np.ndarray, *rest: Any) -> None:
+        if len(seen) >= 8:
+            raise KeyboardInterrupt
+        seen.extend(rows.tolist())
+        put(self, rows, *rest)
+        self.commit()
+
+    monkeypatch.setattr(CacheWriter, "put", put_twice)
+    with pytest.raises(KeyboardInterrupt):
+        extract(root, tmp_path, out=tmp_path / "stopped.h5")
+    monkeypatch.setattr(CacheWriter, "put", put)
+    assert not (tmp_path / "stopped.h5").exists()
+    done = extract(root, tmp_path, out=tmp_path / "stopped.h5")
+    assert (done.decision.action, done.decision.kept) == ("resume", 8)
+    assert done.forward_passes == 3  # ten rows of eighteen
+    assert np.array_equal(done.features.X, whole.X)
+    assert np.array_equal(done.features.sha256, whole.sha256)
+
+
+def test_a_resume_replays_the_batch_size_of_the_run_it_continues(
+    colour_folder: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = colour_folder()
+
+    def fail(self: CacheWriter, *rest: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(CacheWriter, "put", fail)
+        extract(root, tmp_path, batch_size=3)
+    done = extract(root, tmp_path, batch_size=None)
+    assert done.features.plan["batch_size"] == 3
+    assert done.forward_passes == 6
+
+
+def test_only_new_and_changed_images_are_computed(colour_folder: Folder, tmp_path: Path) -> None:
+    root = colour_folder()
+    first = extract(root, tmp_path).features
+    Image.new("RGB", (50, 50), "yellow").save(root / "red" / "new.png")
+    Image.new("RGB", (50, 50), "black").save(root / "blue" / "blue0.png")
+    touched = root / "blue" / "blue1.png"
+    os.utime(touched, ns=(1, 1))  # another time, the same content
+    done = extract(root, tmp_path)
+    assert str(done.decision) == "19 images: 17 kept, 1 new, 1 changed"
+    assert done.forward_passes == 1
+    fresh = extract(root, tmp_path, fresh=True)
+    assert np.array_equal(done.features.X, fresh.features.X)
+    row = done.features.paths.index("blue/blue0.png")
+    assert not np.array_equal(done.features.X[row], first.X[first.paths.index("blue/blue0.png")])
+
+
+def test_other_settings_get_their_own_default_name(colour_folder: Folder, tmp_path: Path) -> None:
+    root = colour_folder()
+    names = {
+        extract(root, tmp_path, **change).features.path.name
+        for change in (
+            {},
+            {"decode": "exact"},
+            {"dtype": "float16"},
+            {"seed": 7},
+            {"cut": "features"},
+            {"pool": "max"},
+        )
+    }
+    start = "birds-squeezenet1_1"
+    end = "crop=64+resize=64.h5"
+    assert names == {
+        f"{start}+weights=random+{end}",
+        f"{start}+weights=random+decode=exact+{end}",
+        f"{start}+weights=random+dtype=float16+{end}",
+        f"{start}+weights=random7+{end}",
+        f"{start}@features+weights=random+{end}",
+        f"{start}+weights=random+pool=max+{end}",
+    }
+
+
+def test_default_names_are_short(tmp_path: Path) -> None:
+    from featx.specs import default_name
+
+    class Backbone:
+        name, weights, weights_sha256 = "densenet121", "IMAGENET1K_V1", "ab" * 32
+
+    def name(source: str, **options: Any) -> str:
+        return default_name(source, ExtractOptions(**options), Backbone())  # type: ignore[arg-type]
+
+    assert name("birds/") == "birds-densenet121.h5"
+    assert name("some/birds/train") == "birds-train-densenet121.h5"
+    assert name("birds/*/*.jpg") == "birds-densenet121.h5"
+    assert name("birds", cut="features.denseblock3") == "birds-densenet121@features.denseblock3.h5"
+    weights = tmp_path / "mine.pth"
+    weights.touch()
+    assert name("birds", weights=str(weights)) == "birds-densenet121+weights=abababab.h5"
+    (tmp_path / "list.csv").touch()
+    assert name(str(tmp_path / "list.csv")) == "list-densenet121.h5"
+
+
+def test_an_out_file_of_another_spec_is_refused_by_name(
+    colour_folder: Folder, tmp_path: Path
+) -> None:
+    root = colour_folder()
+    extract(root, tmp_path, out=tmp_path / "a.h5")
+    with pytest.raises(CacheError, match=r"decode: 'fast' there, 'exact' asked.*--fresh"):
+        extract(root, tmp_path, out=tmp_path / "a.h5", decode="exact")
+    with pytest.raises(CacheError, match="weights_sha256"):
+        extract(root, tmp_path, out=tmp_path / "a.h5", seed=1)
+    with pytest.raises(CacheError, match=r"transform\.mean"):
+        extract(
+            root, tmp_path, out=tmp_path / "a.h5",
+            transform={"resize": 64, "crop": 64, "mean": (0.5, 0.5, 0.5)},
+        )  # fmt: skip
+
+
+def test_rows_of_another_plan_are_added_only_when_told(
+    colour_folder: Folder, tmp_path: Path
+) -> None:
+    root = colour_folder()
+    extract(root, tmp_path)
+    Image.new("RGB", (50, 50), "yellow").save(root / "red" / "new.png")
+    with pytest.raises(CacheError, match=r"batch_size: 4 there, 2 now.*--mix-plans"):
+        extract(root, tmp_path, batch_size=2)
+    done = extract(root, tmp_path, batch_size=2, mix_plans=True)
+    plans = [(p["rows"], p["plan"]["batch_size"]) for p in done.report["plans"]]
+    assert plans == [([0, 17], 4), ([12, 12], 2)]
+
+
+def test_a_whole_cache_is_reused_under_any_plan(colour_folder: Folder, tmp_path: Path) -> None:
+    root = colour_folder()
+    extract(root, tmp_path)
+    assert extract(root, tmp_path, batch_size=2).decision.action == "reuse"
+
+
+def test_features_do_not_depend_on_their_batch_neighbours(
+    colour_folder: Folder, tmp_path: Path
+) -> None:
+    root = colour_folder()
+    whole = extract(root, tmp_path).features
+    for label in ("blue", "green"):
+        for file in (root / label).iterdir():
+            if not file.stem.endswith("3"):
+                file.unlink()
+    few = extract(root, tmp_path, out=tmp_path / "few.h5").features
+    rows = [whole.paths.index(path) for path in few.paths]
+    assert np.array_equal(few.X, whole.X[rows])
+
+
+def test_frozen_means_frozen(colour_folder: Folder, tmp_path: Path) -> None:
+    from featx.pipeline import build_pipeline
+
+    options = ExtractOptions(**{**TINY, "backbone": "mobilenet_v2"})
+    pipeline = build_pipeline(options)
+    network = pipeline.backbone.network
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    assert any(name.endswith("running_mean") for name in before)
+    pixels = np.random.default_rng(0).integers(0, 255, (4, 64, 64, 3), dtype=np.uint8)
+    features = pipeline.engine(pixels)
+    assert features.shape == (4, 1280)
+    assert not network.training
+    assert all(torch.equal(before[name], tensor) for name, tensor in network.state_dict().items())
+    assert not any(parameter.requires_grad for parameter in network.parameters())
+
+
+def test_densenet_features_end_in_the_final_relu(colour_folder: Folder, tmp_path: Path) -> None:
+    root = colour_folder(per_class=2)
+    options = {"backbone": "densenet121", "transform": {"resize": 64, "crop": 64}}
+    vector = extract(root, tmp_path, **options).features
+    assert vector.X.shape == (6, 1024)
+    assert vector.X.min() >= 0
+    maps = extract(root, tmp_path, pool="none", **options).features
+    assert maps.features.shape == (6, 1024, 2, 2)
+    assert maps.X.shape == (6, 4096)
+    assert maps.X.min() >= 0
+    assert np.allclose(maps.features.mean(axis=(2, 3)), vector.X, rtol=1e-4, atol=1e-6)
+
+
+def test_weights_that_cannot_be_had_are_never_replaced_by_random_ones(
+    colour_folder: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_network(*args: Any, **kwargs: Any) -> None:
+        raise OSError("Name or service not known")
+
+    monkeypatch.setattr("urllib.request.urlopen", no_network)
+    with pytest.raises(WeightsError) as caught:
+        extract(colour_folder(), tmp_path, weights="default")
+    text = str(caught.value)
+    assert caught.value.exit_code == 7
+    for part in ("squeezenet1_1-b8a52dc0.pth", "https://", "--weights", "random", "checkpoints"):
+        assert part in text
+    assert not (tmp_path / "cache").exists()
+
+
+def test_bad_options_are_told_before_anything_is_read() -> None:
+    for change, message in (
+        ({"decode": "slow"}, "decode must be fast or exact, got 'slow'"),
+        ({"dtype": "int8"}, "dtype must be float32 or float16"),
+        ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
+        ({"label_from": "last"}, "label_from must be first or leaf"),
+    ):
+        with pytest.raises(InputError, match=message):
+            ExtractOptions(**change)
+
+
+def test_the_public_function_gives_the_features(colour_folder: Folder, tmp_path: Path) -> None:
+    fs = featx.extract(colour_folder(), cache_dir=tmp_path / "c", **TINY)
+    assert fs.X.shape == (18, 512)
+    assert (
+        fs.spec["weights_sha256"] == load_backbone("squeezenet1_1", weights="random").weights_sha256
+    )
+    assert fs.plan["engine"] == "torch-eager"
+    assert open_cache(fs.path).run["done"] == 18
+    assert not partial_path(fs.path).exists()
+
+
+def test_the_folders_split_is_kept(colour_folder: Folder, tmp_path: Path) -> None:
+    fs = extract(colour_folder(parts=("train", "val")), tmp_path).features
+    assert sorted(set(fs.split.tolist())) == ["train", "val"]
+    assert all(path.startswith(part) for path, part in zip(fs.paths, fs.split, strict=True))
+    assert fs.classes == ("blue", "green", "red")
