@@ -201,20 +201,22 @@ def from_pil(image: Image.Image, *, exif: bool = True) -> np.ndarray:
 
 def _open(data: bytes) -> ImageFile.ImageFile:
     """Open an image by the first format of `FORMATS` that takes it; only its header is read."""
-    prefix = data[:16]
+    if not any(data[:16]):  # BMP without its file header is known by numbers alone
+        raise ImageError(_what_it_is(data), status=UNDECODABLE)
     refusals = []
     for name in FORMATS:
         if name not in Image.OPEN and not (name == "AVIF" and _has_avif()):
             continue
         factory, accepts = Image.OPEN[name]
-        accepted = accepts is None or accepts(prefix)
+        try:
+            accepted = accepts is None or accepts(data[:16])
+            if accepted and not isinstance(accepted, str):
+                return _made(factory, data)
+        except (SyntaxError, IndexError, TypeError, struct.error) as error:  # as Image.open does
+            refusals.append(f"{name}: {_words(error)}")
+            continue
         if isinstance(accepted, str):  # known, but this Pillow was built without it
             refusals.append(accepted)
-        elif accepted:
-            try:
-                return _made(factory, data)
-            except (SyntaxError, IndexError, TypeError, struct.error) as error:  # as Image.open
-                refusals.append(f"{name}: {_words(error)}")
     if data[4:8] == b"ftyp" and data[8:12] in HEIF_BRANDS:
         return _open_heif(data)
     raise ImageError("; ".join(refusals) or _what_it_is(data), status=UNDECODABLE)

@@ -71,7 +71,10 @@ def rgb_of(image: Image.Image) -> np.ndarray:
 
 def _over_white(image: Image.Image) -> np.ndarray:
     # copy: converting a palette with transparency writes alpha into the image's own palette
-    rgba = (image.copy() if image.mode in ("P", "PA") else image).convert("RGBA")
+    straight = image.copy() if image.mode in ("P", "PA") else image
+    if image.mode == "La":  # premultiplied gray, which Pillow converts to LA only
+        straight = image.convert("LA")
+    rgba = straight.convert("RGBA")
     white = Image.new("RGBA", image.size, (255, 255, 255, 255))
     return np.array(Image.alpha_composite(white, rgba).convert("RGB"))
 
@@ -118,7 +121,7 @@ def _gray_of_float32(values: np.ndarray) -> np.ndarray:
 def _stretched(values: np.ndarray, low: float, high: float) -> np.ndarray:
     """Return values with low..high mapped to 0..255; a single value is 0."""
     # float64: the range of 32-bit numbers overflows or drowns in rounding otherwise
-    scaled = (values.astype(np.float64) - low) * (255 / (high - low) if high > low else 0.0)
+    scaled = (values.astype(np.float64) - low) * 255 / ((high - low) or 1.0)
     return np.rint(np.clip(scaled, 0, 255)).astype(np.uint8)
 
 

@@ -2,7 +2,7 @@
 
 The transform of a published network is torchvision's `ImageClassification`: resize the short side,
 crop the centre, scale to 0..1, normalise. `exact` gives its bits as it works on Pillow images;
-`fast` resizes by torch, at most 1 of 255 off.
+`fast` resizes by torch, at most 1 of 255 off on photographs.
 """
 
 from __future__ import annotations
@@ -26,6 +26,9 @@ INTERPOLATIONS = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3, "box"
 # Resizing the short side of a strip of 1 x 20,000 pixels to 256 would need 1.3 gigapixels, of 4
 # bytes each in Pillow.
 MAX_RESIZED_PIXELS = 100_000_000
+# Pillow 13 resizes the rows of tall pictures last (python-pillow/Pillow#9549, seen above a ratio of
+# 2), torch always first: the rounding between the passes then differs by more than 1 of 255.
+MAX_FAST_ASPECT = 1.9
 TOO_LARGE = 4  # the cache's status code
 
 
@@ -173,7 +176,9 @@ class Transform:
         pixels : (h, w, 3) uint8 RGB.
         mode
             `exact`: the bits of torchvision's transform on Pillow images. `fast`: at most 1 of 255
-            off, by torch's uint8 resize where the interpolation is bilinear; others are exact.
+            off on photographs, by torch's uint8 resize; filters other than bilinear and tall
+            strips are exact. Torch's weights have 15 bits, Pillow's 22, and both round between
+            their two passes: pixel noise can be 2 off, in about 1 of 10 million values.
 
         Returns
         -------
@@ -191,7 +196,7 @@ class Transform:
         new_h, new_w = self._resized_size(h, w)
         if (new_h, new_w) == (h, w):
             return _center_crop(pixels, self.crop)
-        if mode == "fast" and self.interpolation == "bilinear":
+        if mode == "fast" and self.interpolation == "bilinear" and h <= MAX_FAST_ASPECT * w:
             return _center_crop(_resized_by_torch(pixels, new_h, new_w), self.crop)
         return _crop_of_pillow(pixels, new_h, new_w, self.crop, INTERPOLATIONS[self.interpolation])
 
@@ -283,6 +288,8 @@ def _crop_of_pillow(pixels: np.ndarray, h: int, w: int, crop: int, resample: int
     """Return (crop, crop, 3): the centre of Pillow's resize to h x w."""
     from PIL import Image
 
+    # In one call: Pillow rounds between its two passes, and which one comes first depends on its
+    # version and the shape, so that resizing only what the crop keeps would not keep the bits.
     resized = Image.fromarray(pixels).resize((w, h), Image.Resampling(resample))
     (top, _), (left, _) = _span(h, crop), _span(w, crop)
     # Cut in Pillow, so that only the crop is turned into an array.
