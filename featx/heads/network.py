@@ -1,0 +1,195 @@
+"""The base of the heads that are small networks: LinearHead and MLPHead."""
+
+from __future__ import annotations
+
+import warnings
+from abc import abstractmethod
+from collections.abc import Mapping
+from itertools import pairwise
+from typing import Any, ClassVar, Self
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+from featx.devices import check_precision, resolve_device
+from featx.errors import InputError
+from featx.heads.base import (
+    FloatArray,
+    Head,
+    IntArray,
+    TrainingRows,
+    check_common,
+    fitting_threads,
+    is_number,
+    is_whole,
+    require,
+)
+from featx.heads.training import Dropout, Recipe, Rows, matmul_precision, train
+from featx.splits import cross_validation_folds
+
+
+class NetworkHead(Head):
+    """A head that is a small network; LinearHead and MLPHead say how it is built and trained."""
+
+    FACTS: ClassVar[Mapping[str, str]] = {
+        "best_epoch_": "count",
+        "history_": "rows",
+        "device_": "text",
+    }
+
+    best_epoch_: int
+    history_: list[dict[str, Any]]
+    coefs_: list[npt.NDArray[np.float32]]
+    intercepts_: list[npt.NDArray[np.float32]]
+    # Parameters that both heads have.
+    batch_size: int
+    device: str
+    epochs: int
+    lr: float | None
+    patience: int | None
+    precision: str | None
+    random_state: int
+    standardise: bool
+    validation_fraction: float
+    weight_decay: float
+
+    def fit(
+        self, X: Any, y: Any, *, X_val: Any = None, y_val: Any = None, groups: Any = None
+    ) -> Self:
+        """Train, and keep the epoch that does best on validation rows.
+
+        Parameters
+        ----------
+        X : (n, d) float
+        y : (n,) labels of any type scikit-learn takes
+        X_val, y_val : (m, d), (m,), optional
+            Rows to choose the epoch on; never trained on. Where not given, about
+            `validation_fraction` of the rows are set aside for it, stratified, by seed.
+        groups : (n,) int, optional
+            Rows of one group are set aside together; -1 is its own group.
+
+        Raises
+        ------
+        InputError
+            A bad parameter, one class only, or a loss that is not finite.
+        """
+        rows = self._validate_fit(X, y, X_val, y_val)
+        device = resolve_device(self.device)
+        recipe = self._recipe(check_precision(device, self.precision))
+        self.device_ = device.name
+        train_rows, val_rows = self._set_aside(rows, groups)
+        self._learn_standardisation(rows.X, self.standardise, train_rows)
+        generator = torch.Generator().manual_seed(self.random_state)
+        sizes = [rows.X.shape[1], *self._hidden_sizes(), len(self.classes_)]
+        work = recipe.batch_size * sum(a * b for a, b in pairwise(sizes))
+        with fitting_threads(work), matmul_precision(recipe.precision):
+            network = self._network(sizes, generator, device.name).to(device.name)
+            stats = self.mean_, self.scale_, device.name
+            val = None
+            if rows.X_val is not None and rows.y_val is not None:
+                val = Rows.of(rows.X_val, rows.y_val, np.arange(len(rows.y_val)), *stats)
+            elif len(val_rows):
+                val = Rows.of(rows.X, rows.y, val_rows, *stats)
+            self.best_epoch_, self.history_ = train(
+                network, Rows.of(rows.X, rows.y, train_rows, *stats), val, recipe, generator
+            )
+        layers = [layer for layer in network if isinstance(layer, nn.Linear)]
+        self.coefs_ = [layer.weight.detach().cpu().numpy() for layer in layers]
+        self.intercepts_ = [layer.bias.detach().cpu().numpy() for layer in layers]
+        return self
+
+    def _set_aside(self, rows: TrainingRows, groups: Any) -> tuple[IntArray, IntArray]:
+        """Rows to train on, and rows of X to choose the epoch on where none were given."""
+        everything = np.arange(len(rows.y))
+        if rows.X_val is not None:
+            return everything, everything[:0]
+        n_folds = max(2, round(1 / self.validation_fraction))
+        try:
+            return cross_validation_folds(
+                rows.y, n_folds=n_folds, groups=groups, seed=self.random_state
+            )[0]
+        except InputError as why:
+            warnings.warn(
+                f"no rows could be set aside to choose the epoch ({why}); the last one is kept",
+                stacklevel=3,
+            )
+            return everything, everything[:0]
+
+    def _network(self, sizes: list[int], generator: torch.Generator, device: str) -> nn.Sequential:
+        """Linear, (ReLU, dropout, Linear)...: (b, sizes[0]) -> (b, sizes[-1])."""
+        # Dropout draws on the device, from a generator of the device.
+        masks = torch.Generator(device=device).manual_seed(self.random_state)
+        layers: list[nn.Module] = []
+        for i, (n_in, n_out) in enumerate(pairwise(sizes)):
+            if i:
+                layers += [nn.ReLU(), Dropout(self._dropout_rate(), masks)]
+            layer = nn.utils.skip_init(nn.Linear, n_in, n_out)  # init draws from torch's global RNG
+            self._initialise(layer, generator, is_last=i == len(sizes) - 2)
+            layers.append(layer)
+        return nn.Sequential(*layers)
+
+    def _initialise(self, layer: nn.Linear, generator: torch.Generator, *, is_last: bool) -> None:
+        """Hidden layers as He et al. 2015 (eq. 10, uniform); the last is 0: all classes equal."""
+        with torch.no_grad():
+            layer.bias.zero_()
+            bound = 0.0 if is_last else float(np.sqrt(6 / layer.in_features))
+            layer.weight.uniform_(-bound, bound, generator=generator)
+
+    def _hidden_sizes(self) -> tuple[int, ...]:
+        return ()
+
+    def _dropout_rate(self) -> float:
+        return 0.0
+
+    @abstractmethod
+    def _recipe(self, precision: str) -> Recipe:
+        """How to train, from the parameters."""
+
+    def _check_training_params(self) -> None:
+        check_common(self)
+        above_0 = "a number above 0"
+        for name in ("epochs", "batch_size"):
+            require(name, getattr(self, name), lambda v: is_whole(v, 1), "a whole number above 0")
+        require("lr", self.lr, lambda v: v is None or (is_number(v) and v > 0), above_0)
+        require("weight_decay", self.weight_decay, lambda v: is_number(v) and v >= 0, "0 or more")
+        require(
+            "patience",
+            self.patience,
+            lambda v: v is None or is_whole(v, 1),
+            "a whole number of epochs above 0, or None",
+        )
+        require(
+            "validation_fraction",
+            self.validation_fraction,
+            lambda v: is_number(v) and 0 < v <= 0.5,
+            "a fraction above 0, at most 0.5",
+        )
+        require(
+            "precision",
+            self.precision,
+            lambda v: v is None or v in ("fp32", "tf32", "bf16", "fp16"),
+            "fp32, tf32, bf16, fp16 or None",
+        )
+
+    def _logits(self, Z: FloatArray) -> FloatArray:
+        for i, (W, b) in enumerate(zip(self.coefs_, self.intercepts_, strict=True)):
+            Z = (np.maximum(Z, 0) if i else Z) @ W.T.astype(np.float64) + b
+        return Z
+
+    def _tensors(self) -> dict[str, npt.NDArray[Any]]:
+        tensors = {f"coef.{i}": W for i, W in enumerate(self.coefs_)}
+        return tensors | {f"intercept.{i}": b for i, b in enumerate(self.intercepts_)}
+
+    def _set_tensors(self, tensors: Mapping[str, npt.NDArray[Any]]) -> None:
+        n_layers = len(self._hidden_sizes()) + 1
+        self.coefs_ = [tensors[f"coef.{i}"] for i in range(n_layers)]
+        self.intercepts_ = [tensors[f"intercept.{i}"] for i in range(n_layers)]
+
+    def _tensor_specs(self, d: int, k: int) -> dict[str, tuple[tuple[int, ...], str]]:
+        sizes = [d, *self._hidden_sizes(), k]
+        specs: dict[str, tuple[tuple[int, ...], str]] = {}
+        for i, (n_in, n_out) in enumerate(pairwise(sizes)):
+            specs |= {f"coef.{i}": ((n_out, n_in), "F32"), f"intercept.{i}": ((n_out,), "F32")}
+        return specs
