@@ -135,7 +135,9 @@ def list_images(
     notes = list(listing.notes)
     if listed is not None and listed.has_labels:
         rules = {"source": listing.kind}
-        names: list[str | None] = [row.label or None for row in found]
+        names: list[str | None] = [
+            unicodedata.normalize("NFC", row.label) if row.label else None for row in found
+        ]
         split = np.zeros(len(found), np.uint8)
     else:
         n_levels = _split_levels(listing, split_folders)
@@ -143,7 +145,6 @@ def list_images(
         notes += _folder_notes(listing, names, label_from, n_levels)
     if listed is not None and listed.has_splits:
         split = _split_column(listed, found)
-    names = [None if name is None else unicodedata.normalize("NFC", name) for name in names]
     present = {name for name in names if name is not None}
     if listed is not None and listed.classes is not None:
         classes = tuple(listed.classes)

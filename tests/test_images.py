@@ -145,10 +145,15 @@ def test_a_single_class_is_listed_and_noted(tmp_path: Path) -> None:
 def test_what_is_no_image_is_counted_by_kind(tmp_path: Path) -> None:
     make(tmp_path, "a/1.jpg", "b/1.jpg", "a/x.txt", "b/y.TXT", "a/README", "a/.DS_Store")
     make(tmp_path, "b/Thumbs.db", "__MACOSX/a/1.jpg", ".git/2.jpg", "a/@eaDir/1.jpg")
-    make(tmp_path, "a/.ipynb_checkpoints/1.jpg")
+    make(tmp_path, "a/.ipynb_checkpoints/1.jpg", "a/frame.000123", "a/frame.000124")
     table = list_images(tmp_path)
     assert len(table) == 2
-    assert table.skipped == {".txt file": 2, "file without suffix": 1, "hidden": 6}
+    assert table.skipped == {
+        ".txt file": 2,
+        "file with another ending": 2,
+        "file without suffix": 1,
+        "hidden": 6,
+    }
 
 
 def test_heic_without_its_extra_is_counted_with_the_command(
