@@ -73,8 +73,7 @@ def list_cuts(
     >>> [(cut.name, cut.shape) for cut in list_cuts(net, (1, 3, 8, 8))][1:3]
     [('0', (4, 6, 6)), ('1', (4, 6, 6))]
     """
-    # At batch size 1 the batch axis could not be told from others of length one.
-    graph = CutGraph(model, (max(input_shape[0], 2), *input_shape[1:]))
+    graph = CutGraph(model, input_shape)
     named: dict[fx.Node, list[str]] = {}
     for alias in ALIASES:
         node = graph.alias(alias)

@@ -49,6 +49,9 @@ class CutGraph:
         *,
         shapes_required: bool = True,
     ) -> None:
+        if input_shape is not None:
+            # At batch size 1 the batch axis could not be told from others of length one.
+            input_shape = (max(input_shape[0], 2), *input_shape[1:])
         try:
             self.module = trace(network, input_shape, shapes_required=shapes_required)
         except InputError:

@@ -71,6 +71,23 @@ class _Tracer(NodePathTracer):
         # timm subclasses Linear and Conv2d; whole, they can be found as a network's classifier.
         leaves += [nn.Linear, nn.Conv2d]
         super().__init__(leaf_modules=leaves, autowrap_modules=(math, torchvision.ops))
+        self._last_index: dict[str, int] = {}
+
+    def _get_node_qualname(self, module_qualname: str, node: fx.Node) -> str:
+        """torchvision's names, by a table in the place of its search through all names so far."""
+        name = module_qualname
+        if node.op != "call_module":
+            name = f"{name}.{node}" if name else str(node)
+        stem, index = _split_index(name)
+        if index is not None:
+            name = stem
+        if name in self._last_index:
+            name = f"{name}_{self._last_index[name] + 1}"
+        self._last_index[name] = 0
+        stem, index = _split_index(name)
+        if index is not None:
+            self._last_index[stem] = index
+        return name
 
 
 def trace(
@@ -131,6 +148,12 @@ def facts(node: fx.Node) -> NodeFacts:
     """What `trace` found out about a node."""
     found: NodeFacts = node.meta["facts"]
     return found
+
+
+def _split_index(name: str) -> tuple[str, int | None]:
+    """``("relu", 2)`` of ``"relu_2"``; the name itself and None where it ends in no number."""
+    stem, _, digits = name.rpartition("_")
+    return (stem, int(digits)) if stem and digits.isdecimal() else (name, None)
 
 
 def operator_name(node: fx.Node, module: nn.Module) -> str:
