@@ -109,6 +109,14 @@ def test_the_bird_tells_the_species_and_the_scene_does_not(birds):
     assert _nearest_centroid_accuracy(_corner_means(birds), labels) < 0.4
 
 
+def test_the_scenes_of_every_species_differ_in_colour(birds):
+    upper = _corner_means(birds)[:, :6].reshape(-1, 2, 3).mean(axis=1)  # (n, 3)
+    hue = upper - upper.mean(axis=1, keepdims=True)  # without how bright it is
+    for species in SPECIES:
+        rows = [file.parent.name == species for file in birds]
+        assert hue[rows].std(axis=0).max() > 8, species
+
+
 def test_a_folder_with_other_files_is_refused_and_left_alone(tmp_path):
     (tmp_path / "holiday.jpg").write_bytes(b"mine")
     with pytest.raises(InputError, match=r"already holds 1 other file \(the first: holiday\.jpg\)"):

@@ -276,6 +276,7 @@ def test_the_curves_are_the_history_and_the_kept_epoch_is_marked(tmp_path, drawn
     assert list(accuracy.lines[1].get_ydata()) == [0.3, 0.6, 0.5]
     assert list(loss.lines[0].get_xdata()) == [1, 2, 3]
     assert [text.get_text() for text in loss.texts] == ["kept: epoch 2"]
+    assert loss.texts[0].xy[0] == 2
     assert loss.lines[2].get_xdata()[0] == 2
 
 
