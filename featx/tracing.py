@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import inspect
 import math
-import operator
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,10 +30,6 @@ TRACE_ERRORS = (
 )
 _SIZE_ATTRIBUTES = {"shape", "ndim", "dtype", "device"}
 _SIZE_METHODS = {"size", "dim", "ndimension", "numel", "stride"}
-_IN_PLACE_OPERATORS = {
-    getattr(operator, name)
-    for name in ("iadd", "isub", "imul", "itruediv", "ifloordiv", "ipow", "imod", "setitem")
-}
 
 
 @dataclass(frozen=True)
@@ -177,8 +172,8 @@ def is_in_place(node: fx.Node, module: nn.Module) -> bool:
         return False
     name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
     return (
-        node.target in _IN_PLACE_OPERATORS
-        or (name.endswith("_") and not name.endswith("__"))
+        # `x += y` is no case: fx traces it as `x + y`.
+        (name.endswith("_") and not name.endswith("__"))
         or node.kwargs.get("inplace") is True
         or "out" in node.kwargs
         or any(argument is True for argument in node.args)  # functional.relu(x, True)
