@@ -11,7 +11,7 @@ import numpy as np
 
 from featx.errors import InputError
 from featx.featureset import FeatureSet, load
-from featx.heads.cached import check_fits, probabilities
+from featx.heads.cached import check_fits, newest_fitting_head, probabilities
 from featx.heads.file import HeadFile, load_head
 from featx.images import display_names
 from featx.metrics import Report, score
@@ -86,7 +86,7 @@ def evaluate(
     cache : the cache to test on; the one the head was fitted on if none is named. Another one
         (an external test) needs features of the same backbone, cut and transform; its classes are
         matched by name.
-    head : a head file; the newest in `cache_dir` if none is named.
+    head : a head file; if none is named the newest that fits, beside `cache` or in `cache_dir`.
     on : ``held-out`` tests on the head's held-out rows in its own cache and on all rows of
         another; ``all`` on every labelled row of either.
     include_trained : test also on images that were trained on. The figures are then no measure of
@@ -101,13 +101,7 @@ def evaluate(
     InputError
         Not one image is left to test on.
     """
-    head_path = Path(head) if head is not None else newest_head(cache_dir)
-    file = load_head(head_path)
-    cache_path = (
-        Path(cache) if cache is not None else cache_of_head(file.metadata["cache"], head_path)
-    )
-    features = load(cache_path)
-    check_fits(file, features)
+    file, features = _open(cache, head, cache_dir)
     rows, tested_on = _candidates(file, features, on)
     trained = _contains(features.sha256[rows], file, ("train", "val"))
     if include_trained:
@@ -145,6 +139,23 @@ def evaluate(
         probabilities=predicted,
         files=tuple(tested.files),
     )
+
+
+def _open(
+    cache: str | os.PathLike[str] | None,
+    head: str | os.PathLike[str] | None,
+    cache_dir: str | os.PathLike[str],
+) -> tuple[HeadFile, FeatureSet]:
+    """The head and the cache that are meant, which must fit each other."""
+    if head is None and cache is not None:
+        features = load(cache)
+        return newest_fitting_head(features), features
+    head_path = Path(head) if head is not None else newest_head(cache_dir)
+    file = load_head(head_path)
+    recorded = file.metadata["cache"]
+    features = load(cache if cache is not None else cache_of_head(recorded, head_path))
+    check_fits(file, features)
+    return file, features
 
 
 def _candidates(file: HeadFile, features: FeatureSet, on: On) -> tuple[np.ndarray, str]:

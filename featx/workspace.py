@@ -17,10 +17,10 @@ def newest_cache(folder: str | os.PathLike[str] = "cache") -> Path:
     CacheError
         There is none; the message says whether one is unfinished.
     """
-    found = _newest_first(Path(folder), "*.h5")
+    found = newest_first(Path(folder), "*.h5")
     if found:
         return found[0]
-    unfinished = _newest_first(Path(folder), f"*.h5{PARTIAL_SUFFIX}")
+    unfinished = newest_first(Path(folder), f"*.h5{PARTIAL_SUFFIX}")
     if unfinished:
         raise CacheError(
             f"no cache in {folder} is finished yet ({unfinished[0].name} is under way or was "
@@ -37,7 +37,7 @@ def newest_head(folder: str | os.PathLike[str] = "cache") -> Path:
     HeadError
         There is none.
     """
-    found = _newest_first(Path(folder), "*.safetensors")
+    found = newest_first(Path(folder), "*.safetensors")
     if not found:
         raise HeadError(f"there is no head in {folder}; fit one with `featx fit-head`")
     return found[0]
@@ -60,7 +60,7 @@ def cache_of_head(recorded: dict[str, str], head: Path) -> Path:
     for path in (head.parent / recorded["file"], Path(recorded["path"])):
         if path.is_file() and open_cache(path).fingerprint == recorded["fingerprint"]:
             return path
-    for path in _newest_first(head.parent, "*.h5"):
+    for path in newest_first(head.parent, "*.h5"):
         found = _try_open(path)
         if found and (found.fingerprint, found.root) == (recorded["fingerprint"], recorded["root"]):
             return path
@@ -77,6 +77,7 @@ def _try_open(path: Path) -> CacheFile | None:
         return None  # some other file that ends in .h5: not the one looked for
 
 
-def _newest_first(folder: Path, pattern: str) -> list[Path]:
+def newest_first(folder: Path, pattern: str) -> list[Path]:
+    """Files in `folder` that match the glob `pattern`, the newest first."""
     files = [path for path in folder.glob(pattern) if path.is_file()]
     return sorted(files, key=lambda path: (-path.stat().st_mtime_ns, path.name))

@@ -8,7 +8,8 @@ import numpy as np
 
 from featx.errors import HeadError
 from featx.featureset import FeatureSet
-from featx.heads.file import HeadFile
+from featx.heads.file import HeadFile, load_head
+from featx.workspace import newest_first
 
 # Fields of a spec that decide what a feature means: two caches that differ in one of these do not
 # fit one head. The others (how images are listed, storage, last digits) may differ.
@@ -35,6 +36,26 @@ def check_fits(file: HeadFile, features: FeatureSet) -> None:
             f"{features.path} does not fit {file.path}, which was fitted on other features "
             f"({told}); fit a head on this cache, or extract with the head's settings"
         )
+
+
+def newest_fitting_head(features: FeatureSet) -> HeadFile:
+    """The newest head beside a cache that was fitted on features like its own.
+
+    Raises
+    ------
+    HeadError
+        There is none.
+    """
+    for path in newest_first(features.path.parent, "*.safetensors"):
+        try:
+            file = load_head(path)
+            check_fits(file, features)
+        except HeadError:
+            continue  # some other head: not the one looked for
+        return file
+    raise HeadError(
+        f"no head beside {features.path} fits it; fit one with `featx fit-head {features.path}`"
+    )
 
 
 def probabilities(file: HeadFile, X: np.ndarray) -> np.ndarray:

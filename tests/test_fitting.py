@@ -1,0 +1,156 @@
+"""Fitting a head: what it is trained on, what it is called, and that nothing is overwritten."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from synthetic import CLASSES, write_cache
+
+import featx
+from featx.errors import CacheError, InputError
+from featx.fitting import fit_head
+from featx.heads import load_head
+
+
+def hashes(rows: np.ndarray) -> set[bytes]:
+    return {row.tobytes() for row in rows}
+
+
+def test_a_head_is_fitted_on_the_newest_cache_beside_it(tmp_path: Path) -> None:
+    write_cache(tmp_path / "old.h5")
+    path = write_cache(tmp_path / "new.h5", first_image=500)
+    fit = fit_head(cache_dir=tmp_path)
+    assert fit.path == tmp_path / "new.logistic.safetensors"
+    assert fit.features.path == path
+    assert fit.file.classes == CLASSES
+
+
+def test_the_split_is_stored_by_image_hash_and_covers_every_image_once(tmp_path: Path) -> None:
+    path = write_cache(tmp_path / "a.h5")
+    file = load_head(fit_head(path).path)
+    train, held_out = hashes(file.split["train"]), hashes(file.split["held_out"])
+    assert not train & held_out
+    assert train | held_out == hashes(featx.load(path).sha256)
+    assert len(held_out) == 12
+
+
+@pytest.mark.parametrize(
+    ("codes", "parts"),
+    [
+        ((1, 2), ("train", "held-out")),
+        ((1, 3), ("train", "held-out")),
+        ((1, 2, 3), ("train", "val", "held-out")),
+        ((0,), ("train", "held-out")),
+    ],
+)
+def test_load_gives_exactly_the_rows_of_fit_head(
+    tmp_path: Path, codes: tuple[int, ...], parts: tuple[str, ...]
+) -> None:
+    split = np.array(codes, np.uint8)[np.arange(60) // 3 % len(codes)]
+    path = write_cache(tmp_path / "a.h5", split=split)
+    file = fit_head(path).file
+    for part in parts:
+        stored = file.split[part.replace("-", "_")]
+        assert np.array_equal(featx.load(path, split=part).sha256, stored)
+    if "val" not in parts:
+        assert len(file.split["val"]) == 0
+
+
+def test_plain_scikit_learn_on_the_same_rows_agrees(tmp_path: Path) -> None:
+    path = write_cache(tmp_path / "a.h5", n=300, spread=2.0)
+    head = fit_head(path).file.head
+    X, y = featx.load(path, split="train", return_X_y=True)
+    X_test, y_test = featx.load(path, split="held-out", return_X_y=True)
+    reference = make_pipeline(StandardScaler(), LogisticRegression(C=head.C_, tol=1e-8))
+    reference.fit(X, y)
+    assert np.abs(head.predict_proba(X_test) - reference.predict_proba(X_test)).max() < 1e-4
+    assert head.score(X_test, y_test) == reference.score(X_test, y_test)
+
+
+def test_the_held_out_rows_are_never_looked_at(tmp_path: Path) -> None:
+    split = np.where(np.arange(60) % 5 == 0, 2, 1).astype(np.uint8)
+    plain = write_cache(tmp_path / "a.h5", split=split)
+    labels = np.arange(60) % 3
+    shuffled = np.where(split == 2, (labels + 1) % 3, labels)
+    wrong = write_cache(tmp_path / "b.h5", split=split, labels=shuffled)  # held-out rows differ
+    X = featx.load(plain).X
+    for head in ("logistic", "linear", "mlp"):
+        a, b = fit_head(plain, head=head, device="cpu"), fit_head(wrong, head=head, device="cpu")
+        assert np.array_equal(a.file.head.predict_proba(X), b.file.head.predict_proba(X)), head
+
+
+@pytest.mark.parametrize("head", ["logistic", "linear", "mlp"])
+def test_the_same_command_gives_the_same_bytes(tmp_path: Path, head: str) -> None:
+    path = write_cache(tmp_path / "a.h5")
+    first = fit_head(path, head=head)
+    before = first.path.read_bytes()
+    second = fit_head(path, head=head)
+    assert (second.path, second.replaced) == (first.path, True)
+    assert second.path.read_bytes() == before
+
+
+def test_a_head_of_other_settings_is_never_overwritten(tmp_path: Path) -> None:
+    path = write_cache(tmp_path / "a.h5")
+    names = [
+        fit_head(path).path.name,
+        fit_head(path, C=0.5).path.name,
+        fit_head(path, seed=3).path.name,
+        fit_head(path, head="mlp", hidden=(32, 16), epochs=3).path.name,
+    ]
+    assert names == [
+        "a.logistic.safetensors",
+        "a.logistic+C=0.5.safetensors",
+        "a.logistic+seed=3.safetensors",
+        "a.mlp+epochs=3+hidden=32,16.safetensors",
+    ]
+    kept = (tmp_path / "a.logistic.safetensors").read_bytes()
+    write_cache(tmp_path / "a.h5", n=90)  # the folder has grown: the same name, other data
+    assert fit_head(path).path.name == "a.logistic-2.safetensors"
+    assert (tmp_path / "a.logistic.safetensors").read_bytes() == kept
+    assert fit_head(path, force=True).path.name == "a.logistic.safetensors"
+    assert (tmp_path / "a.logistic.safetensors").read_bytes() != kept
+
+
+def test_a_file_that_is_no_head_is_never_overwritten(tmp_path: Path) -> None:
+    path = write_cache(tmp_path / "a.h5")
+    (tmp_path / "a.logistic.safetensors").write_text("my notes")
+    assert fit_head(path).path.name == "a.logistic-2.safetensors"
+    assert (tmp_path / "a.logistic.safetensors").read_text() == "my notes"
+
+
+def test_failed_and_unlabelled_images_are_not_trained_on(tmp_path: Path) -> None:
+    labels = np.arange(60) % 3
+    labels[5:10] = -1
+    path = write_cache(tmp_path / "a.h5", labels=labels, failed=(0, 1, 2))
+    file = fit_head(path).file
+    assert len(file.split["train"]) + len(file.split["held_out"]) == 60 - 5 - 3
+
+
+def test_the_head_file_tells_how_it_came_about(tmp_path: Path) -> None:
+    metadata = fit_head(write_cache(tmp_path / "a.h5"), C=0.1).file.metadata
+    assert metadata["settings"]["params"] == {"C": 0.1}
+    assert metadata["cache"]["spec"]["backbone"] == "squeezenet1_1"
+    assert metadata["split"]["train_counts"] == [16, 16, 16]
+    assert metadata["fit"]["converged"] is True
+    assert set(metadata["versions"]) == {"featx", "torch", "scikit-learn", "numpy", "python"}
+
+
+def test_errors_say_what_is_missing(tmp_path: Path) -> None:
+    path = write_cache(tmp_path / "a.h5")
+    with pytest.raises(InputError, match="head must be one of logistic, linear, mlp, got 'svm'"):
+        fit_head(path, head="svm")
+    with pytest.raises(InputError, match="head 'logistic' has no parameter hidden; it has C, "):
+        fit_head(path, hidden=(3,))
+    with pytest.raises(CacheError, match=r"there is no cache in .*empty; make one with"):
+        fit_head(cache_dir=tmp_path / "empty")
+    one = write_cache(tmp_path / "one.h5", labels=np.zeros(60, np.int64), classes=("only",))
+    with pytest.raises(InputError, match=r"at least two classes .* of 1 class \(only\)"):
+        fit_head(one)
+    none = write_cache(tmp_path / "none.h5", labels=np.full(60, -1), classes=())
+    with pytest.raises(InputError, match="labelled images"):
+        fit_head(none)
