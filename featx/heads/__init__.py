@@ -1,0 +1,17 @@
+"""Heads: scikit-learn classifiers over feature rows, and the file that keeps one."""
+
+from featx.heads.file import HEADS, HeadFile, load_head, save_head
+from featx.heads.linear import LinearHead
+from featx.heads.logistic import C_GRID, LogisticHead
+from featx.heads.mlp import MLPHead
+
+__all__ = [
+    "C_GRID",
+    "HEADS",
+    "HeadFile",
+    "LinearHead",
+    "LogisticHead",
+    "MLPHead",
+    "load_head",
+    "save_head",
+]
