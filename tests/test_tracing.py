@@ -87,3 +87,14 @@ def test_operators_that_write_into_their_argument_are_known(forward, expected):
 def test_layers_that_write_into_their_argument_are_known_also_inside_others():
     module = trace(nn.Sequential(nn.ReLU(inplace=True), nn.ReLU()).eval())
     assert [is_in_place(n, module) for n in module.graph.nodes] == [False, True, False, False]
+
+
+def test_the_graph_is_that_of_evaluation_mode_whatever_mode_the_network_is_in():
+    class Auxiliary(nn.Module):
+        def forward(self, x):
+            return (x, x * 2) if self.training else F.dropout(x + 1, training=self.training)
+
+    network = Auxiliary().train()
+    x = torch.ones(2, 3, 4, 4)
+    assert torch.equal(trace(network, (2, 3, 4, 4))(x), x + 1)
+    assert network.training
