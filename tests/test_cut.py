@@ -400,8 +400,6 @@ def test_penultimate_features_are_what_a_hook_on_the_reference_sees(name):
 @pytest.mark.parametrize("name", architectures.architecture_names())
 def test_penultimate_features_of_every_network_are_what_a_hook_sees(name):
     gc.collect()  # one network in memory at a time: the largest has 2.6 GB of weights
-    size = architectures.published(name)[0].min_size if name.startswith("vit") else 224
     network = _untrained(name)
-    if name.startswith("vit"):
-        size = network.image_size
-    _check_against_reference(network, size)
+    fixed = 224 if name.startswith("maxvit") else getattr(network, "image_size", None)
+    _check_against_reference(network, fixed or 96)
