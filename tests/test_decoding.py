@@ -188,6 +188,15 @@ def test_damaged_exif_never_loses_the_picture(cut: int, fast: bool) -> None:
     assert pixels.shape in ((20, 30, 3), (30, 20, 3))
 
 
+@pytest.mark.parametrize("exif", [b"MM", b"MM\0*\0\0"])
+def test_exif_that_cannot_be_parsed_counts_as_upright(exif: bytes) -> None:
+    stored = picture(20, 30)
+    data = encoded(Image.fromarray(stored), "PNG", exif=exif)
+    with pytest.raises((SyntaxError, struct.error)):
+        Image.open(io.BytesIO(data)).getexif()
+    assert np.array_equal(decode(data, OPTIONS, fast=True), stored)
+
+
 # --- modes ----------------------------------------------------------------------------------------
 
 
@@ -317,6 +326,8 @@ def test_from_pil_does_not_change_its_image() -> None:
     before = image.convert("RGB").tobytes(), image.getpalette(), dict(image.info)
     from_pil(image)
     assert (image.convert("RGB").tobytes(), image.getpalette(), dict(image.info)) == before
+    image.info.clear()  # the palette itself must not have become transparent
+    assert image.convert("RGBA").getpixel((0, 0)) == (1, 2, 3, 255)
 
 
 # --- refusals -------------------------------------------------------------------------------------
