@@ -14,7 +14,7 @@ from featx.cut import Front, build_front
 from featx.decoding import DecodeOptions
 from featx.devices import Device, Precision, check_precision, default_batch_size, resolve_device
 from featx.engines.eager import EagerEngine
-from featx.errors import HeadError
+from featx.errors import HeadError, WeightsError
 from featx.forward import Loader, Sink, StageTimes, run
 from featx.specs import ExtractOptions
 from featx.transforms import Transform
@@ -124,6 +124,7 @@ def pipeline_of_spec(
         precision=spec["precision"],
         batch_size=batch_size,
     )
+    _check_recorded_file(recorded, weights, spec)
     pipeline = build_pipeline(
         options,
         transform=Transform.from_dict(spec["transform"]),
@@ -137,6 +138,24 @@ def pipeline_of_spec(
             "give the right file with --weights"
         )
     return pipeline
+
+
+def _check_recorded_file(
+    recorded: Mapping[str, Any], weights: str | None, spec: Mapping[str, Any]
+) -> None:
+    """Say which file is wanted where it was a user's own and is no longer in its place."""
+    path = recorded.get("path") or ""
+    if (
+        weights is None
+        and path
+        and not Path(path).is_file()
+        and Path(path).name == recorded["name"]
+    ):
+        raise WeightsError(
+            f"the features were made with {spec['backbone']} weights from {path} (SHA-256 "
+            f"{spec['weights_sha256'][:16]}…), which is no longer there; give the file with "
+            "--weights"
+        )
 
 
 def _recorded_weights(recorded: Mapping[str, Any]) -> str:

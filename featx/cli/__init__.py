@@ -6,6 +6,8 @@ appears at once.
 
 from __future__ import annotations
 
+import io
+import sys
 from typing import Annotated
 
 import typer
@@ -55,4 +57,8 @@ def _options(
 
 def main() -> None:
     """Entry point of the `featx` program."""
+    for stream in (sys.stdout, sys.stderr):
+        # a name that the terminal or the file's encoding cannot show is escaped, not fatal
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     app()

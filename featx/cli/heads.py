@@ -106,18 +106,13 @@ def _print_fit(fitted: Fit) -> None:
     metadata, split = fitted.file.metadata, fitted.split
     facts = metadata["fit"]
     shown = table(None, "head", "classes", "trained on", "chosen on", "held out", "chosen")
-    chosen = "; ".join(
-        f"{name} {facts[key]:g}"
-        for name, key in (("C", "C"), ("epoch", "best_epoch"))
-        if key in facts
-    )
     shown.add_row(
         str(fitted.path),
         f"{len(fitted.file.classes):,}",
         f"{len(split.train):,} images",
         f"{len(split.val):,} val images" if len(split.val) else split.chosen_on,
         f"{len(split.held_out):,} ({split.held_out_name})",
-        chosen,
+        _chosen(facts),
     )
     out().print(shown)
     if "converged" in facts:
@@ -129,6 +124,18 @@ def _print_fit(fitted: Fit) -> None:
     tell(f"split: {split.source}. Next: featx evaluate")
 
 
+def _chosen(facts: dict[str, Any]) -> str:
+    """What was chosen and how well it did where it was chosen."""
+    if "best_epoch" in facts:
+        epoch = facts["history"][facts["best_epoch"] - 1]
+        return f"epoch {facts['best_epoch']} (accuracy {epoch['val_accuracy']:.3f})"
+    results = facts.get("cv_results") or {}
+    if facts["C"] in results.get("C", []):
+        accuracy = results["accuracy"][results["C"].index(facts["C"])]
+        return f"C {facts['C']:g} (accuracy {accuracy:.3f})"
+    return f"C {facts['C']:g}"
+
+
 def _draw_curves(fitted: Fit, path: Path) -> None:
     from featx.report.plots import training_curves_png
 
@@ -137,8 +144,9 @@ def _draw_curves(fitted: Fit, path: Path) -> None:
         raise InputError(
             f"--curves needs a head with epochs (linear or mlp), not {fitted.file.kind}"
         )
-    history = {**facts["history"], "best_epoch": facts["best_epoch"]}
-    for note in training_curves_png(path, history):
+    epochs, names = facts["history"], ("train_loss", "train_accuracy", "val_loss", "val_accuracy")
+    history = {name: [epoch[name] for epoch in epochs] for name in names}
+    for note in training_curves_png(path, {**history, "best_epoch": facts["best_epoch"] - 1}):
         tell(note)
     tell(f"wrote {path}")
 

@@ -196,7 +196,6 @@ def doctor(cache_dir: CacheDir = Path("cache"), json_output: Json = False) -> No
     """What this machine can do: devices, versions, decoders, weights on disk, free space."""
     import torch
 
-    from featx.decoding import has_simplejpeg
     from featx.devices import default_batch_size, resolve_device
     from featx.weights import checkpoint_folder
 
@@ -214,7 +213,9 @@ def doctor(cache_dir: CacheDir = Path("cache"), json_output: Json = False) -> No
             torch.cuda.get_device_name(i)
             for i in range(torch.cuda.device_count() if torch.cuda.is_available() else 0)
         ],
-        "fast JPEG decoding": "simplejpeg" if has_simplejpeg() else "no: Pillow is used",
+        "fast JPEG decoding": "simplejpeg"
+        if importlib.util.find_spec("simplejpeg")
+        else "no: Pillow is used",
         "HEIC": "yes"
         if importlib.util.find_spec("pillow_heif")
         else "no: pip install 'featx[heic]'",

@@ -1,0 +1,338 @@
+"""The command line: what it prints, where, and the exit code it ends with."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from synthetic import write_cache
+from typer.testing import CliRunner, Result
+
+import featx
+from featx.cache import cache_lock, open_cache
+from featx.cli import app
+
+Folder = Callable[..., Path]
+TINY = ["--backbone", "squeezenet1_1", "--resize", "64", "--crop", "64", "--batch-size", "4"]
+NAME = "birds-squeezenet1_1+weights=random+crop=64+resize=64"
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+
+
+def featx_(*arguments: Any, code: int = 0, stdin: str | None = None) -> Result:
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments], input=stdin)
+    assert result.exit_code == code, (result.output, result.exception)
+    return result
+
+
+def test_the_four_commands_run_one_after_another(colour_folder: Folder) -> None:
+    colour_folder()
+    made = featx_("extract", *TINY, "--weights", "random", "birds/")
+    assert f"cache/{NAME}.h5" in made.stdout
+    assert "18 images" in made.stderr
+    featx_("fit-head")
+    report = featx_("evaluate", "--json")
+    assert json.loads(report.stdout)["accuracy"]["value"] == 1.0
+    head = f"cache/{NAME}.logistic.safetensors"
+    named = featx_("predict", head, "birds/red/red0.png", "birds/blue", "--json")
+    lines = [json.loads(line) for line in named.stdout.splitlines()]
+    assert [line["class"] for line in lines] == ["red"] + ["blue"] * 6
+
+
+def test_a_second_extract_says_that_nothing_was_to_do(colour_folder: Folder) -> None:
+    colour_folder()
+    featx_("extract", *TINY, "--weights", "random", "birds")
+    again = featx_("extract", *TINY, "--weights", "random", "birds", "--json")
+    told = json.loads(again.stdout)
+    assert (told["forward_passes"], told["kept"], told["failed"]) == (0, 18, 0)
+    assert "no forward pass was made" in again.stderr
+
+
+def test_failed_images_end_in_code_3_and_are_named(colour_folder: Folder) -> None:
+    root = colour_folder()
+    (root / "red" / "bad.jpg").write_text("no picture")
+    made = featx_("extract", *TINY, "--weights", "random", "birds", code=3)
+    assert "1 images could not be used" in made.stderr
+    assert "red/bad.jpg: undecodable" in made.stderr
+    featx_("fit-head")
+    head = f"cache/{NAME}.logistic.safetensors"
+    named = featx_("predict", head, "birds/red", code=3)
+    assert "red0.png" in named.stdout
+    assert "bad.jpg" in named.stderr
+
+
+def test_usage_errors_end_in_code_2(colour_folder: Folder) -> None:
+    colour_folder()
+    for arguments, message in (
+        (["extract", "nowhere"], "nowhere"),
+        (["extract", "birds", "--backbone", "densnet121"], "densenet121"),
+        (["extract", "birds", "--weights", "random", "--cut", "nothing", *TINY], "featx cuts"),
+        (["extract", "birds", "--device", "cuda:99"], "featx doctor"),
+        (["extract", "birds", "--device", "gpu"], "auto, cpu, cuda, cuda:N or mps"),
+        (["extract", "birds", "--precision", "fp16", "--device", "cpu"], "fp32 and bf16"),
+        (["extract", "birds", "--mean", "1,2"], "--mean takes 3 numbers"),
+        (["evaluate", "a.h5", "b.h5"], "one cache and one head"),
+        (["evaluate", "--on", "train"], "held-out or all"),
+        (["show", "birds", "--errors"], "predict --show"),
+        (["show", "a.h5", "--errors"], "--errors needs --head"),
+    ):
+        result = featx_(*arguments, code=2)
+        assert message in result.stderr, (arguments, result.stderr)
+        assert result.stdout == ""
+        assert "Traceback" not in result.output
+
+
+def test_unusable_caches_and_heads_end_in_code_4(tmp_path: Path) -> None:
+    (tmp_path / "bad.h5").write_text("hello")
+    (tmp_path / "bad.safetensors").write_text("hello")
+    featx_("fit-head", "bad.h5", code=4)
+    featx_("info", "bad.safetensors", code=4)
+    featx_("evaluate", "bad.safetensors", code=4)
+    assert "featx extract" in featx_("fit-head", code=4).stderr
+    assert "featx fit-head" in featx_("evaluate", code=4).stderr
+
+
+def test_a_locked_cache_ends_in_code_5(colour_folder: Folder, tmp_path: Path) -> None:
+    colour_folder()
+    with cache_lock(tmp_path / "a.h5"):
+        command = [sys.executable, "-m", "featx", "extract", *TINY, "--weights", "random",
+                   "birds", "--out", "a.h5"]  # fmt: skip
+        run = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert run.returncode == 5, run.stderr
+    assert f"process {os.getpid()} on" in run.stderr
+
+
+@pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="root writes everywhere")
+def test_a_read_only_folder_ends_in_code_6(colour_folder: Folder, tmp_path: Path) -> None:
+    colour_folder()
+    (tmp_path / "cache").mkdir(mode=0o500)
+    featx_("extract", *TINY, "--weights", "random", "birds", code=6)
+
+
+def test_a_cache_folder_that_is_a_file_ends_in_code_6(
+    colour_folder: Folder, tmp_path: Path
+) -> None:
+    colour_folder()
+    (tmp_path / "cache").write_text("a file")
+    result = featx_("extract", *TINY, "--weights", "random", "birds", code=6)
+    assert "cache" in result.stderr
+    assert "--out" in result.stderr
+
+
+def test_missing_weights_end_in_code_7(
+    colour_folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_network(*args: Any, **kwargs: Any) -> None:
+        raise OSError("Name or service not known")
+
+    colour_folder()
+    monkeypatch.setattr("urllib.request.urlopen", no_network)
+    result = featx_("extract", "birds", code=7)
+    for part in ("densenet121-a639ec97.pth", "https://download.pytorch.org", "--weights"):
+        assert part in result.stderr
+
+
+def test_an_interrupt_ends_in_code_130(
+    colour_folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*args: Any, **kwargs: Any) -> None:
+        raise KeyboardInterrupt
+
+    colour_folder()
+    monkeypatch.setattr("featx.pipeline.run", interrupted)
+    result = featx_("extract", *TINY, "--weights", "random", "birds", code=130)
+    assert "run the same command to go on" in result.stderr
+
+
+def test_a_defect_shows_where_and_ends_in_code_1(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*args: Any, **kwargs: Any) -> None:
+        raise ZeroDivisionError("a defect")
+
+    monkeypatch.setattr("featx.workspace.newest_cache", broken)
+    result = featx_("info", code=1)
+    assert "please report it" in result.stderr
+
+
+def test_predict_reads_a_list_and_writes_csv(colour_folder: Folder) -> None:
+    colour_folder()
+    featx_("extract", *TINY, "--weights", "random", "birds")
+    featx_("fit-head")
+    head = f"cache/{NAME}.logistic.safetensors"
+    listed = "birds/green/green1.png\nbirds/red/red1.png\n"
+    made = featx_("predict", head, "-", "--csv", "-", "--top-k", "2", stdin=listed)
+    rows = list(csv.DictReader(io.StringIO(made.stdout)))
+    assert [row["class1"] for row in rows] == ["green", "red"]
+    assert [row["path"] for row in rows] == listed.split()
+    assert float(rows[0]["probability1"]) > float(rows[0]["probability2"])
+    table = featx_("predict", head, f"cache/{NAME}.h5").stdout
+    assert table.count("green") >= 6
+
+
+def test_evaluate_writes_its_report_as_files(tmp_path: Path) -> None:
+    write_cache(tmp_path / "cache" / "a.h5")
+    featx_("fit-head")
+    shown = featx_("evaluate", "--out", "report")
+    for word in ("accuracy", "majority baseline", "macro F1", "麻雀", "Grue cendrée", "95 %"):
+        assert word in shown.stdout
+    assert sorted(path.name for path in (tmp_path / "report").iterdir()) == [
+        "classes.csv", "confusion.csv", "confusion.png", "predictions.csv", "report.json",
+    ]  # fmt: skip
+    with Image.open(tmp_path / "report" / "confusion.png") as picture:
+        assert picture.size > (100, 100)
+
+
+def test_heads_of_every_kind_are_fitted_with_their_options(tmp_path: Path) -> None:
+    write_cache(tmp_path / "cache" / "a.h5")
+    featx_("fit-head", "--C", "0.5", "--class-weight", "balanced")
+    featx_("fit-head", "--head", "linear", "--epochs", "5", "--optimizer", "sgd", "--lr", "0.1",
+           "--curves", "curves.png")  # fmt: skip
+    featx_("fit-head", "--head", "mlp", "--hidden", "8,4", "--dropout", "0.1", "--epochs", "4",
+           "--patience", "2", "--weight-decay", "0.1", "--batch-size", "16",
+           "--out", "my.safetensors")  # fmt: skip
+    with Image.open(tmp_path / "curves.png") as picture:
+        assert picture.size > (100, 100)
+    told = json.loads(featx_("info", "my.safetensors", "--json").stdout)
+    assert told["kind"] == "mlp"
+    assert told["settings"]["params"]["hidden"] == [8, 4]
+    error = featx_("fit-head", "--hidden", "8", code=2).stderr
+    assert "head 'logistic' has no parameter hidden" in error
+    assert "linear or mlp" in featx_("fit-head", "--curves", "c.png", code=2).stderr
+
+
+def test_info_tells_what_is_in_a_cache(tmp_path: Path) -> None:
+    path = write_cache(tmp_path / "cache" / "a.h5", failed=(3,))
+    told = json.loads(featx_("info", "--json").stdout)
+    assert told["status"] == {"done": 59, "undecodable": 1}
+    assert told["spec"]["backbone"] == "squeezenet1_1"
+    assert told["classes"]["003.麻雀"] == 20
+    shown = featx_("info", path).stdout
+    assert "fingerprint" in shown
+    assert "spec.backbone" in shown
+
+
+def test_verify_ends_in_code_4_where_a_byte_has_changed(tmp_path: Path) -> None:
+    path = write_cache(tmp_path / "a.h5")
+    assert "as they were written" in featx_("verify", path).stdout
+    file = open_cache(path)
+    with path.open("r+b") as stream:
+        stream.seek(file.offsets["features"] + file.columns["features"].nbytes - 1)
+        stream.write(b"\xff")
+    made = featx_("verify", path, code=4)
+    assert "row 59 is damaged: 000059.jpg" in made.stdout
+    assert json.loads(featx_("verify", path, "--json", code=4).stdout)["bad_rows"] == [59]
+
+
+def test_backbones_lists_all_eighty_and_filters() -> None:
+    told = json.loads(featx_("backbones", "--json").stdout)
+    assert len(told) == 80
+    shown = featx_("backbones", "densenet").stdout
+    for name in ("densenet121", "densenet161", "densenet169", "densenet201"):
+        assert name in shown
+    assert "resnet50" not in shown
+
+
+def test_cuts_lists_where_a_network_can_be_cut() -> None:
+    told = json.loads(featx_("cuts", "squeezenet1_1", "--json").stdout)
+    names = {cut["name"]: cut for cut in told}
+    assert names["features.12.cat"]["shape"] == [512, 13, 13]
+    assert all(cut["is_legal"] for cut in told)
+    everything = json.loads(featx_("cuts", "squeezenet1_1", "--all", "--json").stdout)
+    assert any(not cut["is_legal"] for cut in everything)
+    assert "bytes an image" in featx_("cuts", "squeezenet1_1").stdout
+
+
+def test_doctor_tells_what_this_machine_can_do() -> None:
+    told = json.loads(featx_("doctor", "--json").stdout)
+    assert told["versions"]["featx"] == featx.__version__
+    assert told["device"]
+    assert "torch" in featx_("doctor").stdout
+
+
+def test_show_draws_a_grid(colour_folder: Folder, tmp_path: Path) -> None:
+    colour_folder()
+    said = featx_("show", "birds", "-o", "grid.png", "-n", "5").stdout
+    assert "5 of 18 images" in said
+    with Image.open(tmp_path / "grid.png") as image:
+        picture = np.asarray(image.convert("RGB"))
+    assert len(np.unique(picture.reshape(-1, 3), axis=0)) > 100
+    featx_("extract", *TINY, "--weights", "random", "birds")
+    featx_("fit-head")
+    head = f"cache/{NAME}.logistic.safetensors"
+    assert "6 of 6" in featx_("show", f"cache/{NAME}.h5", "--head", head, "--class", "red").stdout
+    assert (
+        "none of these images wrong"
+        in featx_("show", f"cache/{NAME}.h5", "--head", head, "--errors", code=2).stderr
+    )
+    featx_("predict", head, "birds/red", "--show", "named.png")
+    assert (tmp_path / "named.png").stat().st_size > 1000
+
+
+@pytest.mark.slow
+def test_demo_runs_the_four_public_commands(tmp_path: Path) -> None:
+    run = subprocess.run(
+        [sys.executable, "-m", "featx", "demo", "out", "--backbone", "squeezenet1_1"],
+        capture_output=True, text=True, check=False, encoding="utf-8",
+        env={**os.environ, "PYTHONIOENCODING": "utf-8", "PYTHONUTF8": "1"},
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    for command in ("extract", "fit-head", "evaluate", "predict"):
+        assert (
+            f"$ featx {command} out" in run.stderr
+            or f"$ featx {command} --cache-dir out" in run.stderr
+        )
+    assert "random weights" in run.stderr
+    report = json.loads((tmp_path / "out" / "report" / "report.json").read_text("utf-8"))
+    assert report["accuracy"]["value"] > 2 * report["baseline"]["accuracy"]["value"]
+    assert (tmp_path / "out" / "predictions.png").is_file()
+
+
+def test_progress_is_lines_where_there_is_no_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    from featx.cli import output
+
+    clock = iter(range(0, 1000, 3))
+    monkeypatch.setattr(output.time, "monotonic", lambda: float(next(clock)))
+    told: list[str] = []
+    monkeypatch.setattr(output, "tell", told.append)
+    with output.progress("extract") as bar:
+        bar.start(100)
+        for _ in range(4):
+            bar.advance(10)
+    assert told
+    assert told[0].startswith("extract: 20 of 100 images, ")
+    assert "images/s" in told[0]
+    assert "s left" in told[0]
+
+
+def test_names_in_any_script_reach_a_terminal_that_cannot_show_them(tmp_path: Path) -> None:
+    write_cache(tmp_path / "cache" / "a.h5")
+    featx_("fit-head")
+    run = subprocess.run(
+        [sys.executable, "-m", "featx", "evaluate"], capture_output=True, check=False,
+        env={**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0", "LC_ALL": "C"},
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    assert b"accuracy" in run.stdout
+
+
+def test_the_version_is_told() -> None:
+    assert featx_("--version").stdout.strip() == f"featx {featx.__version__}"
+
+
+def test_every_command_is_in_the_readme() -> None:
+    readme = (Path(__file__).parents[1] / "README.md").read_text("utf-8")
+    for command in app.registered_commands:
+        assert f"featx {command.name}" in readme, command.name
