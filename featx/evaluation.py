@@ -112,8 +112,9 @@ def evaluate(
     rows, y_true = rows[y_true >= 0], y_true[y_true >= 0]
     if not len(rows):
         raise InputError(
-            f"no image of {features.path} is left to test {file.path} on: {int(trained.sum())} were "
-            f"trained on, {sum(unknown.values())} are of unknown classes; test on another cache"
+            f"no image of {features.path} is left to test {file.path} on: {int(trained.sum())} "
+            f"were trained on, {sum(unknown.values())} are of unknown classes; "
+            "test on another cache"
         )
     tested = features.take(rows)
     predicted = probabilities(file, tested.X)

@@ -203,7 +203,7 @@ def _settle(
     finite = np.isfinite(features.reshape(len(batch), -1)).all(axis=1)
     if finite.any():
         sink.put(rows[finite], features[finite], sha256.reshape(-1, 32)[finite])
-    for slot in np.flatnonzero(~finite):
+    for slot in np.flatnonzero(~finite).tolist():
         row, picture = batch[slot]
         sink.fail(
             row,

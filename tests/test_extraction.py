@@ -132,9 +132,10 @@ def test_a_resume_replays_the_batch_size_of_the_run_it_continues(
     def fail(self: CacheWriter, *rest: Any) -> None:
         raise KeyboardInterrupt
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch:
         patch.setattr(CacheWriter, "put", fail)
-        extract(root, tmp_path, batch_size=3)
+        with pytest.raises(KeyboardInterrupt):
+            extract(root, tmp_path, batch_size=3)
     done = extract(root, tmp_path, batch_size=None)
     assert done.features.plan["batch_size"] == 3
     assert done.forward_passes == 6

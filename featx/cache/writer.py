@@ -197,8 +197,13 @@ class CacheWriter:
         self._write_rows("sha256", rows, sha256)
         self._settle(rows, np.full(len(rows), Status.DONE, np.uint8), features.nbytes)
 
-    def fail(self, row: int, status: Status, reason: str, sha256: bytes = bytes(32)) -> None:
-        """Record that the image of `row` has no features, and why; its features become NaN."""
+    def fail(self, row: int, status: int, reason: str, sha256: bytes = bytes(32)) -> None:
+        """Record that the image of `row` has no features, and why; its features become NaN.
+
+        `status` is one of `Status` above DONE, `sha256` the digest of the file's bytes, or zeros
+        where they could not be read.
+        """
+        assert status > Status.DONE, status
         number = np.array([row])
         blank = np.full((1, *self.file.feature_shape), np.nan, self._features.dtype)
         crc32 = np.array([zlib.crc32(blank.tobytes())], dtype="<u4")

@@ -169,12 +169,12 @@ def extract(
     else:
         shown = table(None, "cache", "images", "failed", "features", "classes", "size")
         shown.add_row(
-            summary["cache"],
+            str(features.path),
             f"{len(features):,}",
             f"{len(features.failed):,}",
-            summary["features"],
+            f"{shape} {features.features.dtype}",
             f"{len(features.classes):,}",
-            f"{summary['size_bytes'] / 1e6:,.1f} MB",
+            f"{features.path.stat().st_size / 1e6:,.1f} MB",
         )
         out().print(shown)
         if extraction.forward_passes:

@@ -43,7 +43,7 @@ class EagerEngine:
         self.precision = precision
         self.batch_size = batch_size
         self._normalise = normalise
-        self._front = front.eval().to(self.device, memory_format=torch.channels_last)
+        self._front = front.eval().to(self.device).to(memory_format=torch.channels_last)
         blank = np.zeros((1, *input_size, 3), np.uint8)
         self.feature_shape: tuple[int, ...] = tuple(self._features(blank).shape[1:])
 
