@@ -54,8 +54,12 @@ def test_the_same_seed_gives_the_same_bits_and_leaves_the_global_generators_alon
 @each_head
 def test_a_fit_leaves_the_number_of_threads_alone(head):
     before = torch.get_num_threads()
-    clone(head).fit(*birds())
-    assert torch.get_num_threads() == before
+    torch.set_num_threads(2)
+    try:
+        clone(head).fit(*birds())
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
 
 
 @each_head

@@ -65,8 +65,9 @@ def test_the_variants_are_scikit_learns_too(keywords):
     X, y = deep_features(150, 12, 3)
     X, y = X[(y > 0) | (np.arange(150) < 50)], y[(y > 0) | (np.arange(150) < 50)]
     ours = LogisticHead(C=0.5, tol=1e-7, **keywords).fit(X, y)
-    coef = theirs(X, y, 0.5, **keywords)[-1].coef_
-    assert np.abs(ours.coef_ - coef).max() < 1e-3 * np.abs(coef).max()
+    model = theirs(X, y, 0.5, **keywords)[-1]
+    assert np.abs(ours.coef_ - model.coef_).max() < 1e-3 * np.abs(model.coef_).max()
+    assert np.allclose(ours.intercept_, model.intercept_, rtol=1e-3, atol=1e-4)
 
 
 def objective_gradient(head, X, y):

@@ -1,6 +1,7 @@
 """Tests of featx.metrics."""
 
 import json
+import warnings
 
 import numpy as np
 import pytest
@@ -18,10 +19,15 @@ def random_case(n=200, k=8, seed=0):
     return y, p, [f"class {c}" for c in range(k)]
 
 
+@pytest.mark.filterwarnings("ignore:y_pred contains classes not in y_true")  # scikit-learn's
 @pytest.mark.parametrize("k", [2, 3, 8, 30])
-def test_the_figures_equal_scikit_learns(k):
+@pytest.mark.parametrize("absent", [None, 1])
+def test_the_figures_equal_scikit_learns(k, absent):
     y, p, names = random_case(k=k)
-    report = score(y, p, classes=names, bootstrap=0)
+    y[y == absent] = 0
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        report = score(y, p, classes=names, bootstrap=5)
     predicted = p.argmax(1)
     assert report.accuracy.value == pytest.approx(sk.accuracy_score(y, predicted))
     assert report.balanced_accuracy.value == pytest.approx(sk.balanced_accuracy_score(y, predicted))
@@ -160,11 +166,18 @@ def test_a_certain_wrong_answer_costs_a_finite_loss_equal_to_scikit_learns():
     assert ours == pytest.approx(sk.log_loss([1, 0], p))
 
 
-def test_float32_and_float16_rows_that_sum_to_one_by_rounding_are_normalised():
+def test_float32_and_float16_probabilities_are_taken():
     y, p, names = random_case()
     exact = score(y, p, classes=names, bootstrap=0).log_loss.value
-    half = p.astype(np.float32)
-    assert score(y, half, classes=names, bootstrap=0).log_loss.value == pytest.approx(exact, 1e-5)
+    for dtype, tolerance in ((np.float32, 1e-5), (np.float16, 1e-2)):
+        rounded = score(y, p.astype(dtype), classes=names, bootstrap=0).log_loss.value
+        assert rounded == pytest.approx(exact, tolerance)
+
+
+def test_rows_that_sum_to_nearly_one_are_normalised():
+    y, p, names = random_case()
+    exact, scaled = (score(y, q, classes=names, bootstrap=0).log_loss for q in (p, p * 1.0009))
+    assert scaled.value == pytest.approx(exact.value, rel=1e-12)
 
 
 def test_the_report_is_ready_for_json():

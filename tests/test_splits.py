@@ -153,6 +153,15 @@ def test_a_class_that_lives_in_one_group_is_trained_on_and_said():
     assert split.notes == ("1 class(es) could not be parted: all in train, not measured",)
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_a_group_with_the_only_images_of_a_class_is_trained_on_however_well_it_would_fit(seed):
+    labels = np.array([*range(6), *range(6), *range(6), *range(6), 6])
+    groups = np.repeat([0, 1, 2, 3], [6, 6, 6, 7])  # class 6 lives in group 3 only
+    split = make_split(labels, none(25), groups=groups, seed=seed, test_fraction=0.5)
+    assert len(split.held_out) == 12
+    assert 3 not in groups[split.held_out]
+
+
 def test_where_every_group_has_a_class_of_its_own_a_group_is_held_out_and_the_loss_said():
     labels = np.array([0, 9, 1, 9, 2, 9])
     split = make_split(labels, none(6), groups=[0, 0, 1, 1, 2, 2])
