@@ -12,8 +12,9 @@ from featx.cache.layout import (
 )
 from featx.cache.lock import cache_lock
 from featx.cache.reader import PARTIAL_SUFFIX, CacheFile, open_cache
+from featx.cache.skeleton import Rows
 from featx.cache.verify import Verification, verify
-from featx.cache.writer import CacheWriter, Rows, partial_path
+from featx.cache.writer import CacheWriter, partial_path
 
 __all__ = [
     "FORMAT",

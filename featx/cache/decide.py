@@ -10,7 +10,7 @@ import numpy as np
 
 from featx.cache.layout import Status, differing_fields, fingerprint
 from featx.cache.reader import CacheFile
-from featx.cache.writer import Rows
+from featx.cache.skeleton import Rows
 from featx.errors import CacheError, SpecMismatchError
 
 MAX_GONE: Final = 0.1  # a larger share of vanished files looks like a half-mounted disk

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -132,6 +133,30 @@ def open_cache(path: str | os.PathLike[str], *, partial: bool = False) -> CacheF
     except (OSError, RuntimeError, ValueError, KeyError, TypeError, UnicodeError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CacheError(f"{path} is not a featx cache, or is damaged: {reason}") from error
+
+
+def digest_of(file: CacheFile) -> bytes:
+    """SHA-256 (32 bytes) of every byte outside `features`, the digest itself taken as zeros."""
+    skipped = sorted(
+        (file.offsets[name], file.columns[name].nbytes, name) for name in ("features", "digest")
+    )
+    sha256 = hashlib.sha256()
+    with file.path.open("rb") as stream:
+        position = 0
+        for start, length, name in skipped:
+            _hash_range(sha256, stream, position, start)
+            if name == "digest":
+                sha256.update(bytes(length))
+            position = start + length
+        _hash_range(sha256, stream, position, file.path.stat().st_size)
+    return sha256.digest()
+
+
+def _hash_range(sha256: Any, stream: Any, start: int, stop: int) -> None:
+    stream.seek(start)
+    while start < stop and (chunk := stream.read(min(1 << 20, stop - start))):
+        sha256.update(chunk)
+        start += len(chunk)
 
 
 def _missing(path: Path) -> str:

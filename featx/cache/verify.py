@@ -9,8 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from featx.cache.reader import open_cache
-from featx.cache.writer import digest_of
+from featx.cache.reader import digest_of, open_cache
 
 
 @dataclass(frozen=True)
