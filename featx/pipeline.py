@@ -95,6 +95,7 @@ def pipeline_of_spec(
     *,
     weights: str | None = None,
     device: str = "auto",
+    precision: str | None = None,
     batch_size: int | None = None,
     n_images: int | None = None,
 ) -> Pipeline:
@@ -121,7 +122,7 @@ def pipeline_of_spec(
         exif=spec["exif"],
         max_pixels=spec["max_pixels"],
         device=device,
-        precision=spec["precision"],
+        precision=precision or spec["precision"],
         batch_size=batch_size,
     )
     _check_recorded_file(recorded, weights, spec)

@@ -77,6 +77,7 @@ def predict(
     *,
     weights: str | None = None,
     device: str = "auto",
+    precision: str | None = None,
     batch_size: int | None = None,
     workers: int | None = None,
     start: Callable[[int], None] | None = None,
@@ -92,6 +93,7 @@ def predict(
     weights : the backbone's weights file or entry; by default where it lay when the features were
         made, else its published name.
     device, batch_size, workers : how to run; by the fixed rules where not given.
+    precision : arithmetic of the backbone; by default that of the features the head was fitted on.
     start, progress : called with the number of images, and with how many more are done.
 
     Raises
@@ -123,6 +125,7 @@ def predict(
         file.metadata["cache"]["plan"],
         weights=weights,
         device=device,
+        precision=precision,
         batch_size=batch_size,
         n_images=len(files),
     )

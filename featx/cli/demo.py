@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import shlex
 import subprocess
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -51,18 +51,18 @@ def demo(
     _run(["evaluate", "--cache-dir", str(cache), "--out", str(folder / "report")])
     from featx.workspace import newest_head
 
-    sample = [str(files[0]) for files in _by_species(drawn)]
+    sample = _held_out_sample(folder / "report" / "predictions.csv", images)
     head = newest_head(cache)
     _run(["predict", str(head), *sample, "--show", str(folder / "predictions.png")])
     tell(f"\nimages       {images}\ncache, head  {cache}")
     tell(f"report       {folder / 'report'}\npicture      {folder / 'predictions.png'}")
 
 
-def _by_species(files: Sequence[Path]) -> list[list[Path]]:
-    species: dict[Path, list[Path]] = {}
-    for file in sorted(files):
-        species.setdefault(file.parent, []).append(file)
-    return list(species.values())
+def _held_out_sample(predictions: Path, root: Path) -> list[str]:
+    """One image of every species that the head has never seen."""
+    with predictions.open(encoding="utf-8-sig", newline="") as stream:
+        first = {row["true"]: row["path"] for row in reversed(list(csv.DictReader(stream)))}
+    return [str(root / path) for _, path in sorted(first.items())]
 
 
 def _run(arguments: list[str], *, allowed: tuple[int, ...] = (EXIT_DONE,)) -> int:

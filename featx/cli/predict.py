@@ -45,6 +45,9 @@ def predict(
         typer.Option(help="The backbone's weights, where they are not found by themselves."),
     ] = None,
     device: Device = "auto",
+    precision: Annotated[
+        str | None, typer.Option(help="fp32, tf32, bf16 or fp16; as for the head's features.")
+    ] = None,
     batch_size: BatchSize = None,
     workers: Workers = None,
 ) -> None:
@@ -57,6 +60,7 @@ def predict(
             _expand_stdin(images),
             weights=weights,
             device=device,
+            precision=precision,
             batch_size=batch_size,
             workers=workers,
             start=bar.start,
