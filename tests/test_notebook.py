@@ -22,8 +22,8 @@ pytest.importorskip("ipykernel", reason="needs ipykernel: pip install '.[test]'"
 NOTEBOOK = Path(__file__).parents[1] / "notebooks" / "cached_features.ipynb"
 KERNEL = "featx-test"
 
-# What the notebook's variables hold at its end, as one line of JSON. The pipeline is fitted again to
-# a tight tolerance first: scikit-learn's default one leaves probabilities a few hundredths apart.
+# What the notebook's variables hold at its end, as one line of JSON. The pipeline is fitted again
+# to a tight tolerance first: scikit-learn's default leaves probabilities a few hundredths apart.
 ASK = """
 import json
 from sklearn.base import clone
