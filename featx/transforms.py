@@ -176,7 +176,7 @@ class Transform:
         pixels : (h, w, 3) uint8 RGB.
         mode
             `exact`: the bits of torchvision's transform on Pillow images. `fast`: at most 1 of 255
-            off for any picture, in two thirds of the time. It has the same bits as long as Pillow
+            off for any picture, in three quarters of the time. The bits are the same while Pillow
             keeps to the order of its two passes.
 
         Returns
