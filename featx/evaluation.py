@@ -11,8 +11,13 @@ import numpy as np
 
 from featx.errors import InputError
 from featx.featureset import FeatureSet, load
-from featx.heads.cached import check_fits, newest_fitting_head, probabilities
-from featx.heads.file import HeadFile, load_head
+from featx.heads.cached import (
+    check_fits,
+    load_recorded,
+    newest_fitting_head,
+    probabilities,
+)
+from featx.heads.file import HeadFile
 from featx.images import display_names
 from featx.metrics import Report, score
 from featx.workspace import cache_of_head, newest_head
@@ -152,7 +157,7 @@ def _open(
         features = load(cache)
         return newest_fitting_head(features), features
     head_path = Path(head) if head is not None else newest_head(cache_dir)
-    file = load_head(head_path)
+    file = load_recorded(head_path)
     recorded = file.metadata["cache"]
     features = load(cache if cache is not None else cache_of_head(recorded, head_path))
     check_fits(file, features)

@@ -12,8 +12,8 @@ import numpy as np
 from featx.cache import Status
 from featx.errors import InputError
 from featx.featureset import FailedImage, FeatureSet, load
-from featx.heads.cached import check_fits, probabilities
-from featx.heads.file import HeadFile, load_head
+from featx.heads.cached import check_fits, load_recorded, probabilities
+from featx.heads.file import HeadFile
 from featx.images import display_names, expand_inputs
 from featx.pipeline import MemorySink, pipeline_of_spec
 
@@ -113,7 +113,7 @@ def predict(
     inputs = [images] if isinstance(images, (str, os.PathLike)) else list(images)
     if not inputs:
         raise InputError("no images to predict: name files, folders, globs or a cache")
-    file = load_head(head)
+    file = load_recorded(head)
     caches = [path for path in inputs if os.fspath(path).endswith(".h5")]
     if caches:
         if len(inputs) > 1:

@@ -13,6 +13,7 @@ import featx
 from featx.errors import CacheError, HeadError, InputError
 from featx.evaluation import evaluate
 from featx.fitting import fit_head
+from featx.heads import LogisticHead, save_head
 
 
 def test_the_held_out_images_are_measured_and_agree_with_scikit_learn(tmp_path: Path) -> None:
@@ -145,6 +146,14 @@ def test_the_cache_of_a_head_is_found_by_its_record_after_a_move(tmp_path: Path)
     (tmp_path / "two" / "a.h5").unlink()
     with pytest.raises(CacheError, match=r"the cache that a\.logistic.* was fitted on \(a\.h5\)"):
         evaluate(cache_dir=tmp_path / "two")
+
+
+def test_a_head_without_a_record_of_its_features_is_refused(tmp_path: Path) -> None:
+    path = write_cache(tmp_path / "a.h5")
+    X, y = featx.load(path, return_X_y=True)
+    save_head(tmp_path / "own.safetensors", LogisticHead(C=1.0).fit(X, y), classes=CLASSES)
+    with pytest.raises(HeadError, match=r"does not say what it was fitted on \(no cache\.spec\)"):
+        evaluate(path, tmp_path / "own.safetensors")
 
 
 def test_without_a_head_the_error_says_how_to_make_one(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Final
 
 import numpy as np
@@ -22,6 +23,43 @@ MEANING: Final = (
     "shape",
     "transform",
 )
+
+# What `fit_head` records and the later stages rely on.
+_RECORD: Final = {
+    "cache": {
+        "spec": dict,
+        "plan": dict,
+        "file": str,
+        "path": str,
+        "fingerprint": str,
+        "root": str,
+    },
+    "split": {"held_out_name": str, "train_counts": list},
+}
+
+
+def load_recorded(path: str | os.PathLike[str]) -> HeadFile:
+    """A head file that also says which features it was fitted on, as `fit_head` writes it.
+
+    Raises
+    ------
+    HeadError
+        No usable head file, or one without that record.
+    """
+    file = load_head(path)
+    for part, fields in _RECORD.items():
+        found = file.metadata.get(part)
+        wrong = [
+            name
+            for name, kind in fields.items()
+            if not isinstance(found, dict) or not isinstance(found.get(name), kind)
+        ]
+        if wrong:
+            raise HeadError(
+                f"{path} does not say what it was fitted on (no {part}.{wrong[0]}): it was not "
+                "made by `featx fit-head`; in Python use featx.heads.load_head(path).head"
+            )
+    return file
 
 
 def check_fits(file: HeadFile, features: FeatureSet) -> None:
@@ -48,7 +86,7 @@ def newest_fitting_head(features: FeatureSet) -> HeadFile:
     """
     for path in newest_first(features.path.parent, "*.safetensors"):
         try:
-            file = load_head(path)
+            file = load_recorded(path)
             check_fits(file, features)
         except HeadError:
             continue  # some other head: not the one looked for

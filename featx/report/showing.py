@@ -10,8 +10,7 @@ import numpy as np
 
 from featx.errors import InputError
 from featx.featureset import FeatureSet, load
-from featx.heads.cached import check_fits, probabilities
-from featx.heads.file import load_head
+from featx.heads.cached import check_fits, load_recorded, probabilities
 from featx.images import display_names, list_images
 from featx.report.grid import Mark
 
@@ -83,7 +82,7 @@ def _predicted(
     errors: bool,
     seed: int,
 ) -> Chosen:
-    file = load_head(head)
+    file = load_recorded(head)
     check_fits(file, features)
     predicted = probabilities(file, features.X)
     label, best = predicted.argmax(axis=1), predicted.max(axis=1)
