@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import sys
+import warnings
 from typing import Annotated
 
 import typer
@@ -61,4 +62,6 @@ def main() -> None:
         # a name that the terminal or the file's encoding cannot show is escaped, not fatal
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+    # Pillow warns of odd metadata in files it then reads; those it cannot read are named
+    warnings.filterwarnings("ignore", module=r"PIL\.")
     app()
