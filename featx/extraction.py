@@ -143,7 +143,7 @@ def run_extraction(
         ),
     )
     backbone, front, engine = pipeline.backbone, pipeline.front, pipeline.engine
-    for note in backbone.notes:
+    for note in (*backbone.notes, *front.notes):
         listener.tell(note)
     target = _target(images, options, backbone, cache_dir, out)
     spec = make_spec(options, table, backbone, front, engine.feature_shape, pipeline.precision)
