@@ -296,7 +296,7 @@ class _PreLogits(nn.Module):
 def _pre_logits_front(network: nn.Module, cut: str, pool: str, error: UntraceableError) -> Front:
     if not (hasattr(network, "forward_features") and hasattr(network, "forward_head")):
         raise error
-    if cut != "penultimate" or pool != "auto":
+    if cut != "penultimate" or pool not in ("auto", "none"):  # none: as a cache records it
         raise InputError(
             f"{error}; of such a timm model only --cut penultimate --pool auto can be had, "
             f"got --cut {cut} --pool {pool}"

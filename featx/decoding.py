@@ -49,6 +49,7 @@ UNREADABLE, UNDECODABLE, TOO_LARGE = 2, 3, 4
 
 FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "TIFF", "BMP", "PPM", "AVIF", "DIB")  # MPO opens as JPEG
 MAX_FILE_BYTES = 2**30  # 100 megapixels of 16-bit RGBA are 0.8 GB; a larger file is no photograph
+_SHORTEST_FILE = 16  # bytes; the header alone of any format is longer
 ORIENTATION = 0x0112  # Exif 2.32, 4.6.4 A
 # What to do with (h, w, 3) pixels for each EXIF orientation (Exif 2.32, 4.6.4 A, "Orientation").
 TURNS: dict[int, Callable[[np.ndarray], np.ndarray]] = {
@@ -219,7 +220,9 @@ def _open(data: bytes) -> ImageFile.ImageFile:
             refusals.append(accepted)
     if data[4:8] == b"ftyp" and data[8:12] in HEIF_BRANDS:
         return _open_heif(data)
-    raise ImageError("; ".join(refusals) or _what_it_is(data), status=UNDECODABLE)
+    too_short = len(data) < _SHORTEST_FILE  # what a decoder says of it would mislead
+    words = _what_it_is(data) if too_short or not refusals else "; ".join(refusals)
+    raise ImageError(words, status=UNDECODABLE)
 
 
 def _made(factory: Callable[[Any, Any], ImageFile.ImageFile], data: bytes) -> ImageFile.ImageFile:

@@ -13,6 +13,7 @@ from featx.errors import InputError
 from featx.featureset import FeatureSet, load
 from featx.heads.cached import (
     check_fits,
+    classes_known,
     load_recorded,
     newest_fitting_head,
     probabilities,
@@ -113,7 +114,11 @@ def evaluate(
         tested_on += ", images it was trained on included" if trained.any() else ""
     else:
         rows = rows[~trained]
-    y_true, unknown = _match_classes(file, features, rows)
+    y_true = classes_known(file, features)[features.y[rows]]
+    unknown = {
+        features.names[label]: int((features.y[rows] == label).sum())
+        for label in np.unique(features.y[rows[y_true < 0]])
+    }
     rows, y_true = rows[y_true >= 0], y_true[y_true >= 0]
     if not len(rows):
         raise InputError(
@@ -182,29 +187,3 @@ def _contains(sha256: np.ndarray, file: HeadFile, parts: tuple[str, ...]) -> np.
     """(n,) bool: which of the images (n, 32) are in these parts of the head's split."""
     known = {row.tobytes() for part in parts for row in file.split[part]}
     return np.fromiter((row.tobytes() in known for row in sha256), bool, len(sha256))
-
-
-def _match_classes(
-    file: HeadFile, features: FeatureSet, rows: np.ndarray
-) -> tuple[np.ndarray, dict[str, int]]:
-    """True class of each row as the head numbers it, -1 where the head does not know its name.
-
-    Names are matched as they are, else as people read them, so that ``004.Groove_billed_Ani`` of
-    one data set is ``Groove billed Ani`` of another.
-    """
-    exact = {name: index for index, name in enumerate(file.classes)}
-    shown = {name: index for index, name in enumerate(display_names(file.classes))}
-    index_of = np.array(
-        [
-            exact.get(name, shown.get(readable, -1))
-            for name, readable in zip(features.classes, features.names, strict=True)
-        ],
-        np.int64,
-    )
-    labels = features.y[rows]
-    y_true = index_of[labels]
-    unknown = {
-        features.names[label]: int((labels == label).sum())
-        for label in np.unique(labels[y_true < 0])
-    }
-    return y_true, unknown

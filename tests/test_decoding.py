@@ -546,3 +546,8 @@ def test_fast_has_the_bits_of_pillow_on_real_photographs() -> None:
         data = read_image(file)
         expected = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
         assert np.array_equal(decode(data, DecodeOptions(exif=False), fast=True), expected), file
+
+
+def test_a_file_too_short_to_be_a_picture_is_not_called_a_bad_bitmap() -> None:
+    with pytest.raises(ImageError, match="not a picture of a known format: it starts with 78"):
+        decode(b"x", DecodeOptions(), fast=False)

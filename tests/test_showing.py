@@ -209,3 +209,40 @@ def test_a_head_of_other_features_is_refused(tmp_path: Path) -> None:
     other = write_cache(tmp_path / "b.h5", spec={**SPEC, "backbone": "alexnet"})
     with pytest.raises(HeadError, match="backbone: 'alexnet', not 'squeezenet1_1'"):
         choose(other, head=head)
+
+
+def test_a_right_prediction_is_right_though_the_caches_name_their_classes_otherwise(
+    tmp_path: Path,
+) -> None:
+    # With both Jays there the number is part of the name people read; alone it is not.
+    both = ("001.Jay", "002.Jay", "003.Owl")
+    head = fit_head(write_cache(tmp_path / "a.h5", classes=both), C=1.0).path
+    first = write_cache(
+        tmp_path / "b.h5", n=9, first_image=500, classes=("001.Jay",), labels=np.zeros(9, int)
+    )
+    chosen = choose(first, head=head)
+    assert chosen.marks == ("ok",) * 9
+    assert not any("(is" in caption for caption in chosen.captions)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"failed": True}, "shown for a cache"),
+        ({"errors": True}, "shown for a cache"),
+        ({"head": "a.safetensors"}, "shown for a cache"),
+    ],
+)
+def test_what_a_folder_cannot_show_is_refused(
+    colour_folder: Callable[..., Path], arguments: dict[str, object], message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        choose(colour_folder(), **arguments)  # type: ignore[arg-type]
+
+
+def test_arguments_that_do_not_go_together_are_refused(tmp_path: Path) -> None:
+    path = write_cache(tmp_path / "a.h5", failed=(1,))
+    with pytest.raises(InputError, match="--errors needs --head"):
+        choose(path, errors=True)
+    with pytest.raises(InputError, match="it goes with no class and head"):
+        choose(path, failed=True, class_name="麻雀")

@@ -13,7 +13,6 @@ import typer
 
 from featx.cli.options import BatchSize, Device, Seed, Workers
 from featx.cli.output import command, exit_if_failed, out, progress, table, tell, tell_failures
-from featx.errors import InputError
 
 if TYPE_CHECKING:
     from featx.prediction import Predictions
@@ -167,10 +166,6 @@ def show(
     """Draw a grid of images with their labels and, with a head, its predictions."""
     from featx.report.showing import choose
 
-    if (errors or head) and source.suffix != ".h5":
-        raise InputError("predictions are shown for a cache (.h5); for a folder use predict --show")
-    if errors and head is None:
-        raise InputError("--errors needs --head: errors are what a head gets wrong")
     chosen = choose(
         source, n=n, class_name=class_name, head=head, errors=errors, failed=failed, seed=seed
     )

@@ -10,6 +10,7 @@ import numpy as np
 from featx.errors import HeadError
 from featx.featureset import FeatureSet
 from featx.heads.file import HeadFile, load_head
+from featx.images import display_names
 from featx.workspace import newest_first
 
 # Fields of a spec that decide what a feature means: two caches that differ in one of these do not
@@ -94,6 +95,21 @@ def newest_fitting_head(features: FeatureSet) -> HeadFile:
     raise HeadError(
         f"no head beside {features.path} fits it; fit one with `featx fit-head {features.path}`"
     )
+
+
+def classes_known(file: HeadFile, features: FeatureSet) -> np.ndarray:
+    """Number of each class of a cache as the head has it, (k,) int64; -1: the head has none.
+
+    Names are matched as they are, else as people read them, so that ``004.Groove_billed_Ani`` of
+    one data set is ``Groove billed Ani`` of another. One more -1 stands at the end, for label -1.
+    """
+    exact = {name: index for index, name in enumerate(file.classes)}
+    shown = {name: index for index, name in enumerate(display_names(file.classes))}
+    numbers = [
+        exact.get(name, shown.get(readable, -1))
+        for name, readable in zip(features.classes, features.names, strict=True)
+    ]
+    return np.array([*numbers, -1], np.int64)
 
 
 def probabilities(file: HeadFile, X: np.ndarray) -> np.ndarray:

@@ -10,7 +10,7 @@ import numpy as np
 
 from featx.errors import InputError
 from featx.featureset import FeatureSet, load
-from featx.heads.cached import check_fits, load_recorded, probabilities
+from featx.heads.cached import check_fits, classes_known, load_recorded, probabilities
 from featx.images import display_names, list_images
 from featx.report.grid import Mark
 
@@ -49,9 +49,19 @@ def choose(
     Raises
     ------
     InputError
-        No image fits, or the class is unknown.
+        No image fits, the class is unknown, or arguments that do not go together.
     """
-    if not os.fspath(source).endswith(".h5"):
+    is_cache = os.fspath(source).endswith(".h5")
+    if not is_cache and (head is not None or errors or failed):
+        raise InputError(
+            "predictions, errors and failures are shown for a cache (.h5); for the predictions of "
+            "a folder use `featx predict --show`"
+        )
+    if errors and head is None:
+        raise InputError("--errors needs --head: errors are what a head gets wrong")
+    if failed and (head is not None or class_name is not None):
+        raise InputError("--failed shows images without features: it goes with no class and head")
+    if not is_cache:
         table = list_images(source)
         labels, classes = table.labels, table.classes
         rows = _of_class(labels, classes, class_name)
@@ -88,7 +98,8 @@ def _predicted(
     label, best = predicted.argmax(axis=1), predicted.max(axis=1)
     said = np.array(display_names(file.classes), dtype=object)[label]
     true = np.array([*features.names, ""], dtype=object)[features.y]
-    wrong = (said != true) & (features.y >= 0)
+    known = classes_known(file, features)[features.y]
+    wrong = (label != known) & (features.y >= 0)
     rows = _of_class(features.y, features.classes, class_name)
     if errors:
         rows = rows[wrong[rows]]
