@@ -27,7 +27,7 @@ from featx.cache import (
 )
 from featx.devices import Device, default_batch_size
 from featx.engines.base import Engine
-from featx.errors import CacheError, TooManyFailedError
+from featx.errors import CacheError, DiskError, TooManyFailedError
 from featx.featureset import FeatureSet, feature_set
 from featx.forward import StageTimes, default_workers
 from featx.images import ImageTable, list_images
@@ -189,6 +189,11 @@ def run_extraction(
             _check_usable(writer.file)
             report = make_report(times, decision, plans)
             finished = writer.finish(target, report)
+        except DiskError:
+            raise  # nothing more can be written; what was committed before is kept
+        except BaseException:  # Ctrl-C, or memory that ran out: keep every row that is written
+            writer.commit()
+            raise
         finally:
             writer.close()
     return Extraction(feature_set(finished), decision, report, times.batches)
