@@ -244,12 +244,13 @@ def _print_evaluation(evaluation: Evaluation) -> None:
         per_class.add_row(
             row.name, *map(_fraction, (row.precision, row.recall, row.f1)), f"{row.support:,}"
         )
+    console.print()
     console.print(per_class)
     if report.most_confused:
         pairs = "; ".join(
             f"{p.true} as {p.predicted} ({p.count})" for p in report.most_confused[:5]
         )
-        console.print(f"most confused: {pairs}")
+        console.print(f"\nmost confused: {pairs}")
     _tell_left_out(evaluation)
 
 

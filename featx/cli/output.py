@@ -27,7 +27,7 @@ Result = TypeVar("Result")
 
 def out() -> Console:
     """Standard output, for data. Wide where nobody looks, so that no table is folded."""
-    return Console(width=None if sys.stdout.isatty() else 160, highlight=False, markup=False)
+    return Console(width=None if sys.stdout.isatty() else 1_000, highlight=False, markup=False)
 
 
 def err() -> Console:
