@@ -55,6 +55,9 @@ class Backbone:
     notes
         Sentences the user must be told: a transform that was assumed, a classifier that was
         dropped, keys that were missing.
+    untrained
+        Parameters of `network` that the weights' file has no values for, such as a dropped
+        classifier's: they are random, and no features may be taken behind them.
     """
 
     name: str
@@ -65,6 +68,7 @@ class Backbone:
     weights_sha256: str
     weights_path: str | None
     notes: tuple[str, ...]
+    untrained: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -289,6 +293,7 @@ def _load_file(
             *_non_finite(network),
             *(() if entry else (_assumed(name, form, overrides),)),
         ),
+        untrained=_untrained(network, state),
     )
 
 
@@ -346,6 +351,20 @@ def _assumed(name: str, entry: PublishedWeights, overrides: Mapping[str, Any]) -
     )
 
 
+def _untrained(network: nn.Module, state: Mapping[str, torch.Tensor]) -> tuple[str, ...]:
+    """Names whose values are not the file's; counters of BatchNorm's batches aside."""
+    return tuple(
+        key
+        for key, tensor in network.state_dict().items()
+        if not key.endswith("num_batches_tracked")
+        and (
+            key not in state
+            or state[key].shape != tensor.shape
+            or not torch.equal(state[key].to(tensor.dtype), tensor)
+        )
+    )
+
+
 def _non_finite(network: nn.Module) -> tuple[str, ...]:
     bad = [
         key
@@ -366,6 +385,7 @@ def _load_timm(
         torch.manual_seed(seed)
         network = timm_backbones.build(model_name, pretrained=pretrained)
     notes: tuple[str, ...] = ()
+    untrained: tuple[str, ...] = ()
     path: Path | None = None
     if pretrained:
         shown = timm_backbones.weights_tag(network)
@@ -377,6 +397,7 @@ def _load_timm(
         shown = path.name
         state = read_state_dict(path)
         notes = load_into(network, state, classifier=classifier_path(network), source=str(path))
+        untrained = _untrained(network, state)
     freeze(network)
     fields, transform_notes = timm_backbones.transform_fields(network)
     transform = Transform(**(fields | dict(overrides)))
@@ -393,4 +414,5 @@ def _load_timm(
         weights_sha256=sha256_file(path) if path else state_dict_sha256(network.state_dict()),
         weights_path=str(path) if path else None,
         notes=(*notes, *_non_finite(network), *transform_notes),
+        untrained=untrained,
     )

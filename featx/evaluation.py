@@ -105,8 +105,10 @@ def evaluate(
     HeadError, CacheError
         A file that cannot be used, or a cache that does not fit the head.
     InputError
-        Not one image is left to test on.
+        Not one image is left to test on, or `on` is neither of the two.
     """
+    if on not in ("held-out", "all"):
+        raise InputError(f"on must be 'held-out' or 'all', got {on!r}")
     file, features = _open(cache, head, cache_dir)
     rows, tested_on = _candidates(file, features, on)
     trained = _contains(features.sha256[rows], file, ("train", "val"))
@@ -173,14 +175,26 @@ def _candidates(file: HeadFile, features: FeatureSet, on: On) -> tuple[np.ndarra
     """Labelled rows to test on, before those that were trained on are taken out."""
     labelled = features.y >= 0
     name = file.metadata["split"]["held_out_name"]
-    own = _contains(features.sha256, file, ("train", "val", "held_out")).any()
-    if on == "held-out" and own:
+    if on == "held-out" and _is_own(file, features):
         coded = labelled & (features.split == name)
         if coded.any():
             return np.flatnonzero(coded), f"{name} images"
         held_out = labelled & _contains(features.sha256, file, ("held_out",))
         return np.flatnonzero(held_out), f"{name} images"
     return np.flatnonzero(labelled), "all labelled images"
+
+
+def _is_own(file: HeadFile, features: FeatureSet) -> bool:
+    """Whether these are the images the head was fitted on: the same folder, or most of them.
+
+    A few images in common do not make another set its own: it is then an external test.
+    """
+    recorded = file.metadata["cache"]
+    if (features.fingerprint, features.root) == (recorded["fingerprint"], recorded["root"]):
+        return True
+    parts = ("train", "val", "held_out")
+    n_known = sum(len(file.split[part]) for part in parts)
+    return bool(2 * _contains(features.sha256, file, parts).sum() > n_known)
 
 
 def _contains(sha256: np.ndarray, file: HeadFile, parts: tuple[str, ...]) -> np.ndarray:

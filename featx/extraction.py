@@ -27,14 +27,15 @@ from featx.cache import (
 )
 from featx.devices import Device, default_batch_size
 from featx.engines.base import Engine
-from featx.errors import CacheError, DiskError, TooManyFailedError
+from featx.errors import CacheError, DiskError, InputError, TooManyFailedError
 from featx.featureset import FeatureSet, feature_set
 from featx.forward import StageTimes, default_workers
 from featx.images import ImageTable, list_images
 from featx.pipeline import build_pipeline
 from featx.specs import PLAN_BITS, ExtractOptions, default_name, make_plan, make_spec
 
-_MAX_PLANS: Final = 16  # so that the run report stays within its room in the file
+_MAX_PLANS: Final = 8  # so that the run report stays within its room in the file
+_MAX_RUNS: Final = 200
 
 
 @dataclass(frozen=True)
@@ -139,7 +140,7 @@ def run_extraction(
     pipeline = build_pipeline(
         options,
         batch_size=lambda backbone, device: _planned_batch_size(
-            _target(images, options, backbone, cache_dir, out), device
+            _target(images, options, backbone, cache_dir, out), device, fresh=fresh
         ),
     )
     backbone, front, engine = pipeline.backbone, pipeline.front, pipeline.engine
@@ -153,8 +154,9 @@ def run_extraction(
         f"{backbone.name} ({backbone.weights}), cut {front.cut}, {pipeline.precision} on "
         f"{pipeline.device}, batches of {engine.batch_size}"
     )
-    with cache_lock(target):
-        decision = decide(
+
+    def look() -> Decision:
+        return decide(
             _rows(table),
             spec,
             root=os.fspath(table.root),
@@ -165,12 +167,15 @@ def run_extraction(
             prune=prune,
             retry_failed=retry_failed,
         )
+
+    decision = look()
+    if decision.action == "reuse" and decision.source is not None:  # needs no lock, writes nothing
         listener.tell(f"{decision}")
-        if decision.action == "reuse":
-            assert decision.source is not None
-            listener.tell("nothing to do: the cache is up to date, no forward pass was made")
-            finished = decision.source
-            return Extraction(feature_set(finished), decision, finished.run, 0)
+        listener.tell("nothing to do: the cache is up to date, no forward pass was made")
+        return Extraction(feature_set(decision.source), decision, decision.source.run, 0)
+    with cache_lock(target):
+        decision = look()  # again, now that no other run can change what is there
+        listener.tell(f"{decision}")
         _check_plan(decision, plan, mix_plans=mix_plans)
         writer = _writer(target, table, spec, plan, engine, decision)
         try:
@@ -219,10 +224,36 @@ def make_report(
 
 
 def _plans(decision: Decision, plan: Mapping[str, Any], computed: np.ndarray) -> list[Any]:
-    """Under which plan which rows were computed, `computed` (m,) being those of this run."""
-    earlier = list(decision.source.run.get("plans", [])) if decision.source else []
-    span = [int(computed[0]), int(computed[-1])] if len(computed) else []
-    return [*earlier[-_MAX_PLANS:], {"rows": span, "plan": dict(plan)}]
+    """Under which plan which rows were computed, `computed` (m,) being those of this run.
+
+    Rows are given as runs, first and last number, in the numbering of the new cache.
+    """
+    told: list[dict[str, Any]] = []
+    source, source_rows = decision.source, decision.source_rows
+    for entry in source.run.get("plans", []) if source is not None else []:
+        mask = np.zeros(len(source) if source is not None else 0, bool)
+        for first, last in entry["rows"]:
+            mask[first : last + 1] = True
+        kept = np.flatnonzero((source_rows >= 0) & mask[source_rows])
+        if len(kept):
+            told.append({"plan": entry["plan"], "rows": _runs(kept)})
+    if len(computed):
+        same = [entry for entry in told if entry["plan"] == dict(plan)]
+        if same:
+            rows = [np.arange(first, last + 1) for first, last in same[0]["rows"]]
+            same[0]["rows"] = _runs(np.union1d(np.concatenate(rows), computed))
+        else:
+            told.append({"plan": dict(plan), "rows": _runs(computed)})
+    return told[-_MAX_PLANS:]
+
+
+def _runs(rows: np.ndarray) -> list[list[int]]:
+    """Ascending row numbers as [first, last] of each run; past the room for them, as one."""
+    breaks = np.flatnonzero(np.diff(rows) != 1)
+    firsts, lasts = rows[[0, *(breaks + 1)]], rows[[*breaks, -1]]
+    if len(firsts) > _MAX_RUNS:
+        return [[int(rows[0]), int(rows[-1])]]
+    return [[int(first), int(last)] for first, last in zip(firsts, lasts, strict=True)]
 
 
 def table_notes(table: ImageTable) -> list[str]:
@@ -269,12 +300,16 @@ def _target(
     cache_dir: str | os.PathLike[str],
     out: str | os.PathLike[str] | None,
 ) -> Path:
-    return Path(out) if out else Path(cache_dir) / default_name(images, options, backbone)
+    if out is None:
+        return Path(cache_dir) / default_name(images, options, backbone)
+    if Path(out).suffix != ".h5" or Path(out).is_dir():
+        raise InputError(f"--out names the cache file, which ends in .h5, got {os.fspath(out)!r}")
+    return Path(out)
 
 
-def _planned_batch_size(target: Path, device: Device) -> int:
+def _planned_batch_size(target: Path, device: Device, *, fresh: bool) -> int:
     """The batch size of the cache that is there, so that a resume replays it, or the default."""
-    for path in (partial_path(target), target):
+    for path in () if fresh else (partial_path(target), target):
         if path.exists():
             try:
                 plan = open_cache(path, partial=True).plan
@@ -326,7 +361,7 @@ def _writer(
         _rows(table),
         root=os.fspath(table.root),
         spec=spec,
-        plan=plan,
+        plan=decision.source.plan if decision.source else plan,  # of the rows that are kept
         feature_shape=engine.feature_shape,
         dtype=spec["dtype"],
         source=decision.source,
@@ -341,5 +376,5 @@ def _check_usable(file: CacheFile) -> None:
         told = ", ".join(f"{count:,} {words}" for words, count in counts.items())
         raise TooManyFailedError(
             f"none of the {len(file):,} images could be used ({told}); nothing was finished, "
-            f"what is known lies in {file.path}"
+            f"what is known lies in {file.path}. Mend the images, then say --retry-failed"
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -111,11 +112,12 @@ class FeatureExtractor(TransformerMixin, BaseEstimator):
             named = f" ({X[row]})" if isinstance(X[row], (str, os.PathLike)) else ""
             more = f"; {len(sink.failed) - 1} more failed" if len(sink.failed) > 1 else ""
             raise ImageError(f"image {row}{named} cannot be used: {reason}{more}", status=status)
-        return sink.features.reshape(len(X), -1)
+        return sink.features.reshape(len(X), math.prod(sink.features.shape[1:]))
 
     def get_feature_names_out(self, input_features: Any = None) -> np.ndarray:
         """``f0``, ``f1``, …, one per value of a feature vector."""
-        return np.array([f"f{i}" for i in range(self.n_features_out_)], dtype=object)
+        n = int(np.prod(self._pipeline().engine.feature_shape))
+        return np.array([f"f{i}" for i in range(n)], dtype=object)
 
     def _pipeline(self) -> Pipeline:
         """The network for the present parameters, built once and rebuilt when they change."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -32,7 +33,7 @@ class FailedImage:
     reason: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class FeatureSet:
     """The features of a cache and everything known of their images.
 
@@ -77,7 +78,7 @@ class FeatureSet:
     @property
     def X(self) -> np.ndarray:
         """Features as a matrix, (n, d): a map's axes are flattened, without a copy."""
-        return self.features.reshape(len(self), -1)
+        return self.features.reshape(len(self), math.prod(self.features.shape[1:]))
 
     @cached_property
     def paths(self) -> list[str]:
@@ -140,7 +141,7 @@ class FeatureSet:
         names = np.array([*self.names, None], dtype=object)  # label -1 takes the last: None
         table = pd.DataFrame(
             {
-                "path": self.paths,
+                "path": pd.Series(self.paths, dtype=object),  # any bytes, also what is no UTF-8
                 "label": names[self.y],
                 "y": self.y,
                 "split": self.split,
@@ -201,6 +202,7 @@ def load(
     *,
     split: str | None = ...,
     seed: int = ...,
+    test_fraction: float = ...,
     return_X_y: Literal[False] = ...,
 ) -> FeatureSet: ...
 @overload
@@ -209,6 +211,7 @@ def load(
     *,
     split: str | None = ...,
     seed: int = ...,
+    test_fraction: float = ...,
     return_X_y: Literal[True],
 ) -> tuple[np.ndarray, np.ndarray]: ...
 def load(
@@ -216,6 +219,7 @@ def load(
     *,
     split: str | None = None,
     seed: int = 0,
+    test_fraction: float = 0.2,
     return_X_y: bool = False,
 ) -> FeatureSet | tuple[np.ndarray, np.ndarray]:
     """Open a finished cache for a notebook.
@@ -226,7 +230,7 @@ def load(
     split : only these rows: ``train`` and ``val`` are exactly the rows that `fit-head` fits and
         chooses on, ``held-out`` those it never sees. Where the folder has no split of its own
         that is the stratified one of `seed`; where it has, ``test`` and ``val`` are its folders.
-    seed : of that stratified split; `fit-head` has the same default.
+    seed, test_fraction : of that stratified split; `fit-head` has the same defaults.
     return_X_y : give only `X` (n, d) and `y` (n,), without unlabelled images.
 
     Raises
@@ -242,7 +246,7 @@ def load(
     """
     features = feature_set(open_cache(path))
     if split is not None:
-        features = features.take(_split_rows(features, split, seed))
+        features = features.take(_split_rows(features, split, seed, test_fraction))
     if not return_X_y:
         return features
     labelled = np.flatnonzero(features.y >= 0)
@@ -304,8 +308,14 @@ def _failed_images(file: CacheFile, status: np.ndarray) -> tuple[FailedImage, ..
     )
 
 
-def _split_rows(features: FeatureSet, split: str, seed: int) -> np.ndarray:
-    made = make_split(features.y, features.split_codes, groups=features.groups, seed=seed)
+def _split_rows(features: FeatureSet, split: str, seed: int, test_fraction: float) -> np.ndarray:
+    made = make_split(
+        features.y,
+        features.split_codes,
+        groups=features.groups,
+        seed=seed,
+        test_fraction=test_fraction,
+    )
     known = {
         "train": made.train,
         "val": made.val,

@@ -8,7 +8,7 @@ import platform
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
@@ -19,6 +19,8 @@ from featx.featureset import FeatureSet, load
 from featx.heads.file import HEADS, HeadFile, load_head, save_head
 from featx.splits import Split, make_split
 from featx.workspace import newest_cache
+
+_DEFAULT_FRACTION: Final = 0.2  # held out, where the images have no split of their own
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,7 @@ def fit_head(
     out: str | os.PathLike[str] | None = None,
     force: bool = False,
     seed: int = 0,
-    test_fraction: float = 0.2,
+    test_fraction: float | None = None,
     device: str = "auto",
     cache_dir: str | os.PathLike[str] = "cache",
     **params: Any,
@@ -66,7 +68,7 @@ def fit_head(
         is not the default.
     force : replace a head of other settings that has this name.
     seed : of the split, where the folder has none of its own, and of the head.
-    test_fraction : share of images held out, where the folder has no split of its own.
+    test_fraction : share of images held out, where the folder has no split of its own; 0.2.
     device : where to fit: ``auto``, ``cpu``, ``cuda``, ``cuda:N``, ``mps``.
     **params : parameters of the head, as `C` or `hidden`; see `featx.heads`.
 
@@ -83,14 +85,20 @@ def fit_head(
     """
     if head not in HEADS:
         raise InputError(f"head must be one of {', '.join(HEADS)}, got {head!r}")
+    if out is not None and Path(out).suffix != ".safetensors":
+        raise InputError(
+            f"--out names the head file, which ends in .safetensors, got {os.fspath(out)!r}"
+        )
     features = load(cache if cache is not None else newest_cache(cache_dir))
+    fraction = _DEFAULT_FRACTION if test_fraction is None else test_fraction
     split = make_split(
-        features.y,
-        features.split_codes,
-        groups=features.groups,
-        seed=seed,
-        test_fraction=test_fraction,
+        features.y, features.split_codes, groups=features.groups, seed=seed, test_fraction=fraction
     )
+    if test_fraction is not None and len(set(features.split.tolist()) - {""}) > 1:
+        raise InputError(
+            f"the images of {features.path} have a split of their own ({split.source}): "
+            "leave --test-fraction away"
+        )
     _check_classes(features, split)
     estimator = _estimator(head, resolve_device(device).name, seed, params)
     _fit(estimator, features, split)
@@ -98,7 +106,7 @@ def fit_head(
         "head": head,
         "params": _plain(params),
         "seed": seed,
-        "test_fraction": test_fraction,
+        "test_fraction": fraction,
         "data": _data_digest(features, split),
     }
     path = (
@@ -176,6 +184,8 @@ def _metadata(
             "train": len(split.train),
             "val": len(split.val),
             "held_out": len(split.held_out),
+            "unlabelled": split.unlabelled,
+            "left_out": split.left_out,
             "train_counts": [int(counts[label]) for label in estimator.classes_],
         },
         "fit": _plain(_fit_facts(estimator)),
@@ -240,7 +250,7 @@ def _name(head: str, params: Mapping[str, Any], seed: int, settings: Mapping[str
     extras = {key: _short(value) for key, value in sorted(params.items()) if value is not None}
     if seed:
         extras["seed"] = str(seed)
-    if settings["test_fraction"] != 0.2:
+    if settings["test_fraction"] != _DEFAULT_FRACTION:
         extras["test"] = f"{settings['test_fraction']:g}"
     return head + "".join(f"+{key}={value}" for key, value in extras.items()) + ".safetensors"
 

@@ -147,7 +147,7 @@ def list_images(
         split = _split_column(listed, found)
     present = {name for name in names if name is not None}
     if listed is not None and listed.classes is not None:
-        classes = tuple(listed.classes)
+        classes = tuple(unicodedata.normalize("NFC", name) for name in listed.classes)
     else:
         classes = tuple(sorted(present))
     if len(present) == 1:

@@ -14,7 +14,7 @@ from featx.cut import Front, build_front
 from featx.decoding import DecodeOptions
 from featx.devices import Device, Precision, check_precision, default_batch_size, resolve_device
 from featx.engines.eager import EagerEngine
-from featx.errors import HeadError, WeightsError
+from featx.errors import HeadError, InputError, WeightsError
 from featx.forward import Loader, Sink, StageTimes, run
 from featx.specs import ExtractOptions
 from featx.transforms import Transform
@@ -75,6 +75,7 @@ def build_pipeline(
     if transform is not None:
         backbone = replace(backbone, transform=transform)
     front = build_front(backbone.network, cut=options.cut, pool=options.pool)
+    _check_trained(backbone, front)
     choose = batch_size or (lambda _backbone, device: default_batch_size(device))
     engine = EagerEngine(
         front,
@@ -87,6 +88,19 @@ def build_pipeline(
     decode = DecodeOptions(exif=options.exif, max_pixels=options.max_pixels)
     loader = Loader(backbone.transform, decode, mode=options.decode)  # type: ignore[arg-type]
     return Pipeline(backbone, front, engine, loader, device, precision)
+
+
+def _check_trained(backbone: Backbone, front: Front) -> None:
+    """Refuse a cut behind parameters that the weights' file has no values for."""
+    used = {id(tensor) for tensor in (*front.parameters(), *front.buffers())}
+    network = backbone.network
+    named = {**dict(network.named_parameters()), **dict(network.named_buffers())}
+    random = [name for name in backbone.untrained if id(named.get(name)) in used]
+    if random:
+        raise InputError(
+            f"the cut {front.cut} lies behind {', '.join(random[:3])}, which {backbone.weights} "
+            "has no values for: the features would be random. Cut before it (--cut penultimate)"
+        )
 
 
 def pipeline_of_spec(
@@ -114,7 +128,7 @@ def pipeline_of_spec(
     recorded = plan.get("weights", {})
     options = ExtractOptions(
         backbone=spec["backbone"],
-        weights=weights or _recorded_weights(recorded),
+        weights=weights or _recorded_weights(recorded, spec["backbone"]),
         seed=int(recorded.get("seed", 0)),
         cut=spec["cut"],
         pool=spec["pool"],
@@ -159,11 +173,12 @@ def _check_recorded_file(
         )
 
 
-def _recorded_weights(recorded: Mapping[str, Any]) -> str:
-    path = recorded.get("path")
+def _recorded_weights(recorded: Mapping[str, Any], backbone: str) -> str:
+    path, name = recorded.get("path"), str(recorded.get("name") or "default")
     if path and Path(path).is_file():
         return str(path)
-    return str(recorded.get("name") or "default")
+    # timm's own weights have no file that featx knows of; their hash is checked all the same
+    return "default" if backbone.startswith("timm:") and name != "random" else name
 
 
 class MemorySink:

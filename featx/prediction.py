@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from featx.featureset import FailedImage, FeatureSet, load
 from featx.heads.cached import check_fits, load_recorded, probabilities
 from featx.heads.file import HeadFile
 from featx.images import display_names, expand_inputs
-from featx.pipeline import MemorySink, pipeline_of_spec
+from featx.pipeline import pipeline_of_spec
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,8 @@ class Predictions:
 
     Attributes
     ----------
-    paths : (n) path of every image that could be used, as given.
+    paths : (n) path of every image that could be used, as given; of a cache, below its root.
+    files : (n) where these images lie.
     classes : (k) class names in the order of the columns of `probabilities`.
     probabilities : (n, k) float64, rows sum to 1.
     failed : images that could not be used, and why.
@@ -34,6 +36,7 @@ class Predictions:
     classes: tuple[str, ...]
     probabilities: np.ndarray
     failed: tuple[FailedImage, ...]
+    files: tuple[Path, ...]
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -129,20 +132,36 @@ def predict(
         batch_size=batch_size,
         n_images=len(files),
     )
-    sink = MemorySink(len(files), pipeline.engine.feature_shape)
+    sink = _HeadSink(file, len(files))
     if start:
         start(len(files))
     pipeline.run(enumerate(files), sink, workers=workers, progress=progress)
-    good = np.array([i not in sink.failed for i in range(len(files))], bool)
+    good = [i for i in range(len(files)) if i not in sink.failed]
     return Predictions(
-        paths=tuple(os.fspath(path) for i, path in enumerate(files) if good[i]),
+        paths=tuple(os.fspath(files[i]) for i in good),
         classes=file.classes,
-        probabilities=probabilities(file, sink.features[good].reshape(int(good.sum()), -1)),
+        probabilities=sink.probabilities[good],
         failed=tuple(
             FailedImage(os.fspath(files[i]), Status(status), reason)
             for i, (status, reason) in sorted(sink.failed.items())
         ),
+        files=tuple(files[i] for i in good),
     )
+
+
+class _HeadSink:
+    """Turns features into probabilities batch by batch, so that memory is bounded by a batch."""
+
+    def __init__(self, file: HeadFile, n: int) -> None:
+        self._file = file
+        self.probabilities = np.zeros((n, len(file.classes)))
+        self.failed: dict[int, tuple[int, str]] = {}
+
+    def put(self, rows: np.ndarray, features: np.ndarray, sha256: np.ndarray) -> None:
+        self.probabilities[rows] = probabilities(self._file, features.reshape(len(rows), -1))
+
+    def fail(self, row: int, status: int, reason: str, sha256: bytes) -> None:
+        self.failed[row] = (status, reason)
 
 
 def predict_cache(file: HeadFile, features: FeatureSet) -> Predictions:
@@ -159,4 +178,5 @@ def predict_cache(file: HeadFile, features: FeatureSet) -> Predictions:
         classes=file.classes,
         probabilities=probabilities(file, features.X),
         failed=features.failed,
+        files=tuple(features.files),
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import importlib.metadata
 import os
 import platform
 from collections.abc import Mapping
@@ -24,6 +26,7 @@ PLAN_BITS: Final = ("engine", "device", "batch_size", "machine", "versions")
 
 _SPLIT_FOLDERS: Final = ("train", "val", "valid", "validation", "test", "images")
 _MAGIC: Final = frozenset("*?[")
+_MAX_NAME_BYTES: Final = 180  # file systems allow 255; endings such as .partial come on top
 
 
 @dataclass(frozen=True)
@@ -132,8 +135,21 @@ def make_plan(
             "torchvision": torchvision.__version__,
             "pillow": PIL.__version__,
             "numpy": np.__version__,
+            **_versions_of_extras(backbone.name),
         },
     }
+
+
+def _versions_of_extras(backbone: str) -> dict[str, str]:
+    """Versions of the optional packages that can change a feature, where they are installed."""
+    names = ["simplejpeg", "pillow-heif", *(["timm"] if backbone.startswith("timm:") else [])]
+    found = {}
+    for name in names:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
 
 
 def default_name(
@@ -164,13 +180,17 @@ def default_name(
     for key, value in sorted(options.transform.items()):
         text = ",".join(f"{v:g}" for v in value) if isinstance(value, (tuple, list)) else str(value)
         extras[key] = text
-    return name + "".join(f"+{key}={value}" for key, value in extras.items()) + ".h5"
+    name += "".join(f"+{key}={value}" for key, value in extras.items())
+    if len(os.fsencode(name)) > _MAX_NAME_BYTES:
+        digest = hashlib.sha256(os.fsencode(name)).hexdigest()[:8]
+        name = os.fsencode(name)[:_MAX_NAME_BYTES].decode("utf-8", "ignore") + f"~{digest}"
+    return name + ".h5"
 
 
 def _source_name(images: str | os.PathLike[str]) -> str:
     """A short name for the images: the folder's, or the list's without its ending."""
     text = os.fspath(images)
-    if _MAGIC & set(text):
+    if _MAGIC & set(text) and not Path(text).exists():
         parts = Path(text).parts
         plain = next(i for i, part in enumerate(parts) if _MAGIC & set(part))
         text = str(Path(*parts[:plain]))

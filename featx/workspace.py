@@ -45,7 +45,8 @@ def newest_head(folder: str | os.PathLike[str] = "cache") -> Path:
 
 def cache_of_head(recorded: dict[str, str], head: Path) -> Path:
     """The cache a head was fitted on: of the recorded name beside the head, else where it lay,
-    else the newest beside the head with the same fingerprint and folder.
+    else the newest beside
+    the head; always with the same fingerprint, made from the same folder.
 
     Parameters
     ----------
@@ -57,10 +58,8 @@ def cache_of_head(recorded: dict[str, str], head: Path) -> Path:
     CacheError
         No such cache is found.
     """
-    for path in (head.parent / recorded["file"], Path(recorded["path"])):
-        if path.is_file() and open_cache(path).fingerprint == recorded["fingerprint"]:
-            return path
-    for path in newest_first(head.parent, "*.h5"):
+    named = [head.parent / recorded["file"], Path(recorded["path"])]
+    for path in (*named, *newest_first(head.parent, "*.h5")):
         found = _try_open(path)
         if found and (found.fingerprint, found.root) == (recorded["fingerprint"], recorded["root"]):
             return path
@@ -74,7 +73,7 @@ def _try_open(path: Path) -> CacheFile | None:
     try:
         return open_cache(path)
     except CacheError:
-        return None  # some other file that ends in .h5: not the one looked for
+        return None  # missing, damaged or something else: not the one looked for
 
 
 def newest_first(folder: Path, pattern: str) -> list[Path]:

@@ -555,3 +555,30 @@ def test_a_frame_and_a_page_show_what_is_there(tmp_path: Path) -> None:
     assert "&lt;b&gt;" in page
     assert "<b>000" not in page
     assert "10 images x 5 float32" in repr(fs)
+
+
+def test_a_stale_unfinished_file_does_not_hide_a_finished_cache_that_fits(tmp_path: Path) -> None:
+    path = finished(tmp_path / "a.h5")
+    other = {**SPEC, "decode": "exact"}
+    create(path, spec=other).close()  # an interrupted --fresh of another spec
+    assert decision(rows_of(), path, partial_path(path)).action == "reuse"
+    create(path, rows_of(30)).close()  # an interrupted extension; its new images are gone again
+    assert decision(rows_of(), path, partial_path(path)).action == "reuse"
+
+
+def test_failed_rows_of_an_unfinished_cache_are_computed_again_when_asked(tmp_path: Path) -> None:
+    writer = create(tmp_path / "a.h5")
+    writer.put(np.arange(3), features_of(3), sha_of(3))
+    writer.fail(3, Status.UNREADABLE, "permission denied")
+    writer.commit()
+    writer.close()
+    partial = partial_path(tmp_path / "a.h5")
+    assert decision(rows_of(), partial=partial).action == "resume"
+    again = decision(rows_of(), partial=partial, retry_failed=True)
+    assert (again.action, again.source_rows.tolist()) == ("extend", [0, 1, 2] + [-1] * 7)
+
+
+def test_paths_that_are_no_text_reach_a_frame(tmp_path: Path) -> None:
+    paths = [b"a/caf\xe9%d.jpg" % i for i in range(10)]
+    frame = featx.load(finished(tmp_path / "a.h5", rows_of(paths=paths))).to_frame()
+    assert [os.fsencode(path) for path in frame["path"]] == paths

@@ -336,3 +336,50 @@ def test_every_command_is_in_the_readme() -> None:
     readme = (Path(__file__).parents[1] / "README.md").read_text("utf-8")
     for command in app.registered_commands:
         assert f"featx {command.name}" in readme, command.name
+
+
+def test_predictions_of_files_with_odd_names_are_written(colour_folder: Folder) -> None:
+    root = colour_folder(per_class=2)
+    featx_("extract", *TINY, "--weights", "random", "birds")
+    featx_("fit-head", "--C", "1")
+    head = f"cache/{NAME}.logistic+C=1.safetensors"
+    odd = os.fsencode(root / "red") + b"/caf\xe9,\n.png"
+    Path(os.fsdecode(odd)).write_bytes((root / "red" / "red0.png").read_bytes())
+    listed = [sys.executable, "-m", "featx", "predict", head, "-", "--csv", "new/o.csv", "--json"]
+    run = subprocess.run(
+        listed, input=os.fsencode(root / "red") + b"/red0.png\n", capture_output=True, check=False,
+        env={**os.environ, "PYTHONIOENCODING": "utf-8:strict"},
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    made = featx_("predict", head, "birds", "--csv", "new/odd.csv", "--json")
+    assert len([json.loads(line) for line in made.stdout.splitlines()]) == 7
+    with Path("new/odd.csv").open(encoding="utf-8-sig", newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    assert sum("caf\\udce9,\n.png" in row["path"] for row in rows) == 1
+    assert (
+        "standard output" in featx_("predict", head, "birds", "--json", "--csv", "-", code=2).stderr
+    )
+
+
+def test_a_head_without_images_to_choose_on_is_fitted_and_told(tmp_path: Path) -> None:
+    write_cache(tmp_path / "cache" / "a.h5", n=6)
+    code = "import warnings; warnings.simplefilter('ignore'); from featx.cli import main; main()"
+    run = subprocess.run(
+        [sys.executable, "-c", code, "fit-head", "--head", "linear", "--epochs", "2",
+         "--curves", "c.png"], capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    assert "epoch 2" in run.stdout
+    assert (tmp_path / "c.png").is_file()
+
+
+def test_a_picture_needs_an_ending_that_says_its_format(colour_folder: Folder) -> None:
+    colour_folder()
+    for name in ("grid", "grid.xyz"):
+        assert ".png" in featx_("show", "birds", "-o", name, code=2).stderr
+
+
+def test_curves_of_a_head_without_epochs_are_refused_before_it_is_fitted(tmp_path: Path) -> None:
+    write_cache(tmp_path / "cache" / "a.h5")
+    featx_("fit-head", "--curves", "c.png", code=2)
+    assert not list((tmp_path / "cache").glob("*.safetensors"))

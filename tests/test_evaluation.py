@@ -170,3 +170,34 @@ def test_the_report_as_json_has_no_rounding_and_no_numpy(tmp_path: Path) -> None
     assert json.loads(json.dumps(told)) == told
     assert sum(map(sum, told["confusion"])) == told["n"]
     assert len(CLASSES) == told["k"]
+
+
+def test_a_set_that_shares_one_image_with_the_heads_own_is_an_external_test(
+    tmp_path: Path,
+) -> None:
+    fit = fit_head(write_cache(tmp_path / "a.h5"))
+    for part, left_out in (("train", 1), ("held_out", 0)):
+        numbers = [int.from_bytes(row[:8].tobytes(), "little") for row in fit.file.split[part]]
+        other = write_cache(tmp_path / f"{part}.h5", n=25, first_image=max(numbers), root="/o")
+        trained = {row.tobytes() for row in fit.file.split["train"]}
+        expected = sum(row.tobytes() in trained for row in featx.load(other).sha256)
+        result = evaluate(other, fit.path)
+        assert result.tested_on == "all labelled images"
+        assert result.trained_left_out == expected >= left_out
+        assert result.report.n == 25 - expected
+
+
+def test_a_cache_of_the_same_name_from_another_folder_is_not_taken_for_the_heads_own(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "one").mkdir()
+    (tmp_path / "two").mkdir()
+    fit = fit_head(write_cache(tmp_path / "one" / "a.h5", root="/one"))
+    write_cache(tmp_path / "two" / "a.h5", first_image=900, root="/two")
+    moved = fit.path.rename(tmp_path / "two" / fit.path.name)
+    assert evaluate(head=moved).cache == tmp_path / "one" / "a.h5"
+
+
+def test_what_to_test_on_is_one_of_two_words(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="on must be 'held-out' or 'all', got 'heldout'"):
+        evaluate(on="heldout", cache_dir=tmp_path)  # type: ignore[arg-type]

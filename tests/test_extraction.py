@@ -227,7 +227,8 @@ def test_rows_of_another_plan_are_added_only_when_told(
         extract(root, tmp_path, batch_size=2)
     done = extract(root, tmp_path, batch_size=2, mix_plans=True)
     plans = [(p["rows"], p["plan"]["batch_size"]) for p in done.report["plans"]]
-    assert plans == [([0, 17], 4), ([12, 12], 2)]
+    assert plans == [([[0, 11], [13, 18]], 4), ([[12, 12]], 2)]
+    assert done.features.plan["batch_size"] == 4  # of the rows that were kept
 
 
 def test_a_whole_cache_is_reused_under_any_plan(colour_folder: Folder, tmp_path: Path) -> None:
@@ -322,3 +323,113 @@ def test_the_folders_split_is_kept(colour_folder: Folder, tmp_path: Path) -> Non
     assert sorted(set(fs.split.tolist())) == ["train", "val"]
     assert all(path.startswith(part) for path, part in zip(fs.paths, fs.split, strict=True))
     assert fs.classes == ("blue", "green", "red")
+
+
+def test_a_touched_file_does_not_change_the_plan_of_rows_that_are_kept(
+    colour_folder: Folder, tmp_path: Path
+) -> None:
+    root = colour_folder()
+    extract(root, tmp_path)
+    os.utime(root / "red" / "red0.png", ns=(1, 1))
+    kept = extract(root, tmp_path, batch_size=2)
+    assert (kept.forward_passes, kept.features.plan["batch_size"]) == (0, 4)
+    Image.new("RGB", (50, 50), "yellow").save(root / "red" / "new.png")
+    with pytest.raises(CacheError, match="--mix-plans"):
+        extract(root, tmp_path, batch_size=2)
+
+
+def test_a_start_without_a_single_row_binds_nobody_to_its_plan(
+    colour_folder: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = colour_folder()
+
+    def fail(self: CacheWriter, *rest: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(CacheWriter, "put", fail)
+        with pytest.raises(KeyboardInterrupt):
+            extract(root, tmp_path, batch_size=3)
+    done = extract(root, tmp_path, batch_size=2)
+    assert done.features.plan["batch_size"] == 2
+    assert [p["plan"]["batch_size"] for p in done.report["plans"]] == [2]
+
+
+def test_fresh_forgets_the_batch_size_of_the_old_cache(
+    colour_folder: Folder, tmp_path: Path
+) -> None:
+    root = colour_folder()
+    extract(root, tmp_path, batch_size=2)
+    assert extract(root, tmp_path, batch_size=None, fresh=True).features.plan["batch_size"] == 16
+
+
+def test_images_that_failed_are_tried_again_on_request_until_they_work(
+    colour_folder: Folder, tmp_path: Path
+) -> None:
+    root = colour_folder(per_class=1)
+    good = {file: file.read_bytes() for file in root.rglob("*.png")}
+    for file in good:
+        file.write_bytes(b"cut short")
+    times = {file: file.stat() for file in good}
+    with pytest.raises(TooManyFailedError, match="--retry-failed"):
+        extract(root, tmp_path)
+    for file, data in good.items():  # the same time and size: as where a disk was not there
+        file.write_bytes(data)
+        os.utime(file, ns=(times[file].st_atime_ns, times[file].st_mtime_ns))
+    assert len(extract(root, tmp_path, retry_failed=True).features) == 3
+
+
+def test_a_moved_folder_is_followed_once_pruned(colour_folder: Folder, tmp_path: Path) -> None:
+    root = colour_folder()
+    extract(root, tmp_path, out=tmp_path / "a.h5")
+    moved = root.rename(tmp_path / "moved")
+    with pytest.raises(CacheError, match="--prune"):
+        extract(moved, tmp_path, out=tmp_path / "a.h5")
+    done = extract(moved, tmp_path, out=tmp_path / "a.h5", prune=True)
+    assert done.forward_passes == 0
+    assert all(file.is_file() for file in done.features.files)
+    assert extract(moved, tmp_path, out=tmp_path / "a.h5").decision.action == "reuse"
+
+
+def test_a_cut_behind_a_dropped_classifier_is_refused(
+    colour_folder: Folder, tmp_path: Path
+) -> None:
+    from torchvision import models
+
+    network = models.squeezenet1_1(num_classes=7)
+    torch.save(network.state_dict(), tmp_path / "seven.pth")
+    weights = str(tmp_path / "seven.pth")
+    root = colour_folder(per_class=1)
+    with pytest.raises(InputError, match=r"lies behind classifier\.1\.weight.*would be random"):
+        extract(root, tmp_path, weights=weights, cut="logits")
+    assert extract(root, tmp_path, weights=weights).features.X.shape == (3, 512)
+
+
+def test_a_finished_cache_is_reused_where_nothing_can_be_written(
+    colour_folder: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = colour_folder()
+    extract(root, tmp_path)
+
+    def locked(path: Path) -> Any:
+        raise AssertionError("a reuse takes no lock")
+
+    monkeypatch.setattr("featx.extraction.cache_lock", locked)
+    assert extract(root, tmp_path).decision.action == "reuse"
+
+
+def test_folders_with_brackets_and_endless_names_have_caches_of_their_own(
+    colour_folder: Folder, tmp_path: Path
+) -> None:
+    fs = extract(colour_folder("birds [2020]", per_class=1), tmp_path).features
+    assert fs.path.name.startswith("birds [2020]-squeezenet1_1")
+    long = [extract(colour_folder("麻" * 78 + end, per_class=1), tmp_path) for end in "ab"]
+    names = [done.features.path.name for done in long]
+    assert len(set(names)) == 2
+    assert all(len(os.fsencode(name)) < 220 for name in names)
+
+
+def test_the_cache_file_must_end_in_h5(colour_folder: Folder, tmp_path: Path) -> None:
+    for out in ("a.hdf5", "a", "."):
+        with pytest.raises(InputError, match=r"ends in \.h5"):
+            extract(colour_folder(f"b{out}", per_class=1), tmp_path, out=tmp_path / out)

@@ -154,3 +154,31 @@ def test_errors_say_what_is_missing(tmp_path: Path) -> None:
     none = write_cache(tmp_path / "none.h5", labels=np.full(60, -1), classes=())
     with pytest.raises(InputError, match="labelled images"):
         fit_head(none)
+
+
+def test_a_fraction_is_refused_where_the_images_have_a_split_of_their_own(tmp_path: Path) -> None:
+    split = np.where(np.arange(60) % 5 == 0, 2, 1).astype(np.uint8)
+    path = write_cache(tmp_path / "a.h5", split=split)
+    with pytest.raises(InputError, match=r"have a split of their own .*leave --test-fraction away"):
+        fit_head(path, test_fraction=0.5)
+
+
+def test_load_takes_the_fraction_that_the_head_was_fitted_with(tmp_path: Path) -> None:
+    path = write_cache(tmp_path / "a.h5")
+    file = fit_head(path, test_fraction=0.5).file
+    held_out = featx.load(path, split="held-out", test_fraction=0.5)
+    assert np.array_equal(held_out.sha256, file.split["held_out"])
+    assert len(held_out) == 30
+
+
+def test_a_head_file_goes_into_a_new_folder_and_must_have_its_ending(tmp_path: Path) -> None:
+    path = write_cache(tmp_path / "a.h5")
+    assert fit_head(path, out=tmp_path / "new" / "x.safetensors").path.is_file()
+    with pytest.raises(InputError, match=r"ends in \.safetensors"):
+        fit_head(path, out=tmp_path / "myhead")
+
+
+def test_images_outside_the_given_split_are_counted(tmp_path: Path) -> None:
+    split = np.array([1, 1, 1, 3, 0], np.uint8)[np.arange(60) % 5]
+    file = fit_head(write_cache(tmp_path / "a.h5", split=split)).file
+    assert file.metadata["split"]["left_out"] == 12

@@ -206,3 +206,34 @@ def test_a_pickled_extractor_is_small_and_builds_its_network_again() -> None:
     data = pickle.dumps(extractor)
     assert len(data) < 10_000
     assert np.array_equal(pickle.loads(data).transform(images), extractor.transform(images))
+
+
+def test_only_bad_images_give_no_predictions_and_name_each(
+    fitted: tuple[Path, Path, Path], tmp_path: Path
+) -> None:
+    bad = tmp_path / "bad.jpg"
+    bad.write_text("no picture")
+    made = predict(fitted[2], bad)
+    assert (len(made), made.probabilities.shape) == (0, (0, 3))
+    assert [image.path for image in made.failed] == [str(bad)]
+
+
+def test_predictions_of_a_cache_say_where_the_files_are(fitted: tuple[Path, Path, Path]) -> None:
+    _, cache, head = fitted
+    assert all(file.is_file() for file in predict(head, cache).files)
+
+
+def test_no_images_give_no_features(fitted: tuple[Path, Path, Path]) -> None:
+    extractor = featx.FeatureExtractor(
+        "squeezenet1_1", weights="random", preprocessing={"resize": 32, "crop": 32}
+    )
+    assert extractor.transform([]).shape == (0, 512)
+
+
+def test_timms_own_weights_are_found_again_by_their_default_name() -> None:
+    from featx.pipeline import _recorded_weights
+
+    recorded = {"name": "a1_in1k", "path": "", "seed": 0}
+    assert _recorded_weights(recorded, "timm:resnet18") == "default"
+    assert _recorded_weights({"name": "random"}, "timm:resnet18") == "random"
+    assert _recorded_weights({"name": "IMAGENET1K_V2"}, "resnet50") == "IMAGENET1K_V2"

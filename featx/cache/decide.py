@@ -84,9 +84,15 @@ def decide(
         Another root, or more than a tenth of its images gone, without `prune`.
     """
     nothing = np.full(len(rows), -1, np.int64)
-    source = partial or complete
-    if source is None or fresh:
+    if fresh or (partial is None and complete is None):
         return Decision("create", None, nothing, new=len(rows))
+    if complete is not None and _fits(complete, spec, root) and _same_table(rows, complete):
+        matched, _ = _match(rows, complete, same_content, retry_failed=retry_failed)
+        if (matched >= 0).all():
+            return Decision("reuse", complete, matched)
+    source = partial if partial is not None and _fits(partial, spec, root) else complete
+    source = source or partial
+    assert source is not None
     _check_spec(source, spec)
     if source.root != root and not prune:
         raise CacheError(
@@ -102,10 +108,17 @@ def decide(
             "is a disk not mounted? Say --prune to drop them, or --out for another file"
         )
     new = sum(path not in known for path in rows.paths)
-    action: Action = "extend"
-    if _same_table(rows, source) and (source is partial or (source_rows >= 0).all()):
-        action = "resume" if source is partial else "reuse"
+    if not (source_rows >= 0).any():
+        return Decision("create", None, nothing, new=new, changed=changed, gone=gone)
+    settled = source.map("status") != Status.PENDING
+    as_it_is = source is partial and source.root == root and _same_table(rows, source)
+    resumable = as_it_is and bool((source_rows[settled] >= 0).all())
+    action: Action = "resume" if resumable else "extend"
     return Decision(action, source, source_rows, new=new, changed=changed, gone=gone)
+
+
+def _fits(cache: CacheFile, spec: Mapping[str, Any], root: str) -> bool:
+    return cache.fingerprint == fingerprint(spec) and cache.root == root
 
 
 def _check_spec(source: CacheFile, spec: Mapping[str, Any]) -> None:

@@ -54,9 +54,19 @@ def fit_head(
     ] = None,
     precision: Precision = None,
     device: Device = "auto",
+    momentum: Annotated[
+        float | None, typer.Option(min=0, max=1, help="linear: momentum of sgd.")
+    ] = None,
+    label_smoothing: Annotated[
+        float | None, typer.Option(min=0, max=1, help="linear, mlp: label smoothing.")
+    ] = None,
+    cv: Annotated[
+        int | None, typer.Option(min=2, help="logistic: folds that C is chosen by.")
+    ] = None,
     test_fraction: Annotated[
-        float, typer.Option(help="Held out, where the folder has no split of its own.")
-    ] = 0.2,
+        float | None,
+        typer.Option(help="Held out, where the images have no split of their own: 0.2."),
+    ] = None,
     seed: Seed = 0,
     curves: Annotated[
         Path | None, typer.Option(help="linear, mlp: draw loss and accuracy by epoch (PNG).")
@@ -67,6 +77,8 @@ def fit_head(
     """Fit a head on cached features; choices are made without looking at the held-out images."""
     from featx.fitting import fit_head as fit
 
+    if curves is not None and head == "logistic":
+        raise InputError("--curves needs a head with epochs (linear or mlp), not logistic")
     sizes = numbers(hidden, "hidden")
     fitted = fit(
         cache,
@@ -89,6 +101,9 @@ def fit_head(
             hidden=tuple(int(size) for size in sizes) if sizes else None,
             dropout=dropout,
             patience=patience,
+            momentum=momentum,
+            label_smoothing=label_smoothing,
+            cv=cv,
             precision=precision,
         ),
     )
@@ -99,6 +114,10 @@ def fit_head(
         return
     for note in fitted.split.notes:
         tell(note)
+    if fitted.split.unlabelled:
+        tell(f"left out: {fitted.split.unlabelled:,} images without a label")
+    if fitted.split.left_out:
+        tell(f"left out: {fitted.split.left_out:,} images outside the given split")
     _print_fit(fitted)
 
 
@@ -131,7 +150,9 @@ def _chosen(facts: dict[str, Any]) -> str:
     """What was chosen and how well it did where it was chosen."""
     if "best_epoch" in facts:
         epoch = facts["history"][facts["best_epoch"] - 1]
-        return f"epoch {facts['best_epoch']} (accuracy {epoch['val_accuracy']:.3f})"
+        accuracy = epoch["val_accuracy"]
+        told = "" if accuracy is None else f" (accuracy {accuracy:.3f})"
+        return f"epoch {facts['best_epoch']}{told}"
     results = facts.get("cv_results") or {}
     if facts["C"] in results.get("C", []):
         accuracy = results["accuracy"][results["C"].index(facts["C"])]
@@ -143,12 +164,8 @@ def _draw_curves(fitted: Fit, path: Path) -> None:
     from featx.report.plots import training_curves_png
 
     facts = fitted.file.metadata["fit"]
-    if "history" not in facts:
-        raise InputError(
-            f"--curves needs a head with epochs (linear or mlp), not {fitted.file.kind}"
-        )
     epochs, names = facts["history"], ("train_loss", "train_accuracy", "val_loss", "val_accuracy")
-    history = {name: [epoch[name] for epoch in epochs] for name in names}
+    history = {name: [epoch[name] for epoch in epochs if epoch[name] is not None] for name in names}
     for note in training_curves_png(path, {**history, "best_epoch": facts["best_epoch"] - 1}):
         tell(note)
     tell(f"wrote {path}")
@@ -232,9 +249,8 @@ def _print_evaluation(evaluation: Evaluation) -> None:
         if estimate is not None:
             interval = "" if estimate.low is None else f"{estimate.low:.3f} to {estimate.high:.3f}"
             figures.add_row(name, f"{estimate.value:.3f}", interval)
-    console.print(
-        f"{evaluation.head} on {report.n:,} images ({evaluation.tested_on})", style="bold"
-    )
+    where = f"{report.n:,} images ({evaluation.tested_on}) of {evaluation.cache}"
+    console.print(f"{evaluation.head} on {where}", style="bold")
     console.print(figures)
     per_class = table(
         None, "class", "precision", "recall", "F1", "images",

@@ -42,7 +42,17 @@ def tell(sentence: str) -> None:
 
 def print_json(value: Any) -> None:
     """One JSON document on standard output, for programs."""
-    sys.stdout.write(json.dumps(value, ensure_ascii=False, indent=2) + "\n")
+    sys.stdout.write(to_json(value, indent=2) + "\n")
+
+
+def to_json(value: Any, *, indent: int | None = None) -> str:
+    """`value` as JSON that standard output can hold: escaped where its encoding cannot."""
+    text = json.dumps(value, ensure_ascii=False, indent=indent)
+    try:
+        text.encode(sys.stdout.encoding or "ascii")
+    except UnicodeEncodeError:
+        return json.dumps(value, indent=indent)
+    return text
 
 
 def table(title: str | None, *columns: str, right: Sequence[str] = ()) -> Table:

@@ -3,20 +3,32 @@
 from __future__ import annotations
 
 import csv
-import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TextIO
 
 import typer
 
 from featx.cli.options import BatchSize, Device, Seed, Workers
-from featx.cli.output import command, exit_if_failed, out, progress, table, tell, tell_failures
+from featx.cli.output import (
+    command,
+    exit_if_failed,
+    out,
+    progress,
+    table,
+    tell,
+    tell_failures,
+    to_json,
+)
+from featx.errors import InputError
 
 if TYPE_CHECKING:
     from featx.prediction import Predictions
     from featx.report.grid import Mark
+
+_PICTURES = (".png", ".jpg", ".webp")
 
 
 @command
@@ -65,14 +77,16 @@ def predict(
             start=bar.start,
             progress=bar.advance,
         )
+    if json_output and str(csv_file) == "-":
+        raise InputError("--json and --csv - both write to standard output: name a CSV file")
+    if csv_file is not None:
+        _write_csv(predictions, csv_file, top_k)
     if json_output:
         for record in predictions.to_records(top_k=top_k):
-            sys.stdout.write(json.dumps(record, ensure_ascii=False) + "\n")
-    elif csv_file is not None:
-        _write_csv(predictions, csv_file, top_k)
-    else:
+            sys.stdout.write(to_json(record) + "\n")
+    elif csv_file is None:
         _print_predictions(predictions, top_k)
-    if show is not None:
+    if show is not None and len(predictions):
         _show(predictions, show)
     tell_failures(predictions.failed)
     exit_if_failed(predictions.failed)
@@ -81,7 +95,8 @@ def predict(
 def _expand_stdin(images: list[str]) -> list[str]:
     if "-" not in images:
         return images
-    listed = [line.rstrip("\r\n") for line in sys.stdin]
+    # paths may hold bytes that are no text
+    listed = [os.fsdecode(line.rstrip(b"\r\n")) for line in sys.stdin.buffer]
     return [path for item in images for path in (filter(None, listed) if item == "-" else [item])]
 
 
@@ -100,23 +115,28 @@ def _print_predictions(predictions: Predictions, top_k: int) -> None:
 
 
 def _write_csv(predictions: Predictions, path: Path, top_k: int) -> None:
+    if str(path) == "-":
+        _write_rows(sys.stdout, predictions, top_k)
+        return
+    from featx.cache.files import told_as_disk_error
+
+    with told_as_disk_error(path, "write"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # the mark at the start tells spreadsheets that this is UTF-8
+        with path.open("w", encoding="utf-8-sig", errors="backslashreplace", newline="") as stream:
+            _write_rows(stream, predictions, top_k)
+    tell(f"wrote {path}")
+
+
+def _write_rows(stream: TextIO, predictions: Predictions, top_k: int) -> None:
     order, values = predictions.top(top_k)
-    stream = sys.stdout if str(path) == "-" else path.open("w", encoding="utf-8", newline="")
-    try:
-        writer = csv.writer(stream)
-        ranks = range(1, order.shape[1] + 1)
-        writer.writerow(
-            ["path", *(f"{kind}{i}" for i in ranks for kind in ("class", "probability"))]
-        )
-        for i, image in enumerate(predictions.paths):
-            pairs = zip(order[i], values[i], strict=True)
-            writer.writerow(
-                [image, *(x for c, p in pairs for x in (predictions.classes[c], f"{p:.6f}"))]
-            )
-    finally:
-        if stream is not sys.stdout:
-            stream.close()
-            tell(f"wrote {path}")
+    writer = csv.writer(stream, lineterminator="\n" if stream is sys.stdout else "\r\n")
+    ranks = range(1, order.shape[1] + 1)
+    writer.writerow(["path", *(f"{kind}{i}" for i in ranks for kind in ("class", "probability"))])
+    for i, image in enumerate(predictions.paths):
+        pairs = zip(order[i], values[i], strict=True)
+        cells = (cell for c, p in pairs for cell in (predictions.classes[c], f"{p:.6f}"))
+        writer.writerow([image, *cells])
 
 
 def _show(predictions: Predictions, path: Path) -> None:
@@ -125,7 +145,7 @@ def _show(predictions: Predictions, path: Path) -> None:
         f"{predictions.names[label]} {probability:.2f}"
         for label, probability in zip(labels, best, strict=True)
     ]
-    _save_grid(path, [Path(image) for image in predictions.paths], captions)
+    _save_grid(path, predictions.files, captions)
     tell(f"wrote {path}")
 
 
@@ -136,6 +156,8 @@ def _save_grid(
     from featx.report.fonts import glyph_warning
     from featx.report.grid import image_grid
 
+    if path.suffix.lower() not in _PICTURES:
+        raise InputError(f"a picture is written as {' or '.join(_PICTURES)}, got {str(path)!r}")
     picture = image_grid(files, captions, marks=marks)
     with told_as_disk_error(path, "write"):
         path.parent.mkdir(parents=True, exist_ok=True)

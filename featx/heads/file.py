@@ -156,6 +156,7 @@ def _write(path: Path, data: bytes) -> None:
     """Write beside, sync, rename."""
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("xb") as file:
             file.write(data)
             file.flush()

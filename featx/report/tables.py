@@ -39,7 +39,7 @@ def write_evaluation(
         paths = [folder / name for name in ("report.json", "classes.csv", "confusion.csv")]
         paths += [folder / "predictions.csv", folder / "confusion.png"]
         text = json.dumps(evaluation.to_dict(), ensure_ascii=False, indent=2)
-        paths[0].write_text(text + "\n", encoding="utf-8")
+        paths[0].write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
         report = evaluation.report
         _write_csv(
             paths[1],
