@@ -7,9 +7,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
-
-import numpy as np
+from typing import Any
 
 from featx.backbones import Backbone
 from featx.cache import (
@@ -21,7 +19,6 @@ from featx.cache import (
     Status,
     cache_lock,
     decide,
-    differing_fields,
     open_cache,
     partial_path,
 )
@@ -32,10 +29,8 @@ from featx.featureset import FeatureSet, feature_set
 from featx.forward import StageTimes, default_workers
 from featx.images import ImageTable, list_images
 from featx.pipeline import build_pipeline
-from featx.specs import PLAN_BITS, ExtractOptions, default_name, make_plan, make_spec
-
-_MAX_PLANS: Final = 8  # so that the run report stays within its room in the file
-_MAX_RUNS: Final = 200
+from featx.plans import check_plan, make_plan, plans_by_row
+from featx.specs import ExtractOptions, default_name, make_spec
 
 
 @dataclass(frozen=True)
@@ -176,11 +171,11 @@ def run_extraction(
     with cache_lock(target):
         decision = look()  # again, now that no other run can change what is there
         listener.tell(f"{decision}")
-        _check_plan(decision, plan, mix_plans=mix_plans)
+        check_plan(decision, plan, mix_plans=mix_plans)
         writer = _writer(target, table, spec, plan, engine, decision)
         try:
             pending = writer.pending
-            plans = _plans(decision, plan, pending)
+            plans = plans_by_row(decision, plan, pending)
             writer.write_run({"plans": plans})
             listener.start(len(pending))
             times = pipeline.run(
@@ -221,39 +216,6 @@ def make_report(
         "workers": times.workers,
         "plans": list(plans),
     }
-
-
-def _plans(decision: Decision, plan: Mapping[str, Any], computed: np.ndarray) -> list[Any]:
-    """Under which plan which rows were computed, `computed` (m,) being those of this run.
-
-    Rows are given as runs, first and last number, in the numbering of the new cache.
-    """
-    told: list[dict[str, Any]] = []
-    source, source_rows = decision.source, decision.source_rows
-    for entry in source.run.get("plans", []) if source is not None else []:
-        mask = np.zeros(len(source) if source is not None else 0, bool)
-        for first, last in entry["rows"]:
-            mask[first : last + 1] = True
-        kept = np.flatnonzero((source_rows >= 0) & mask[source_rows])
-        if len(kept):
-            told.append({"plan": entry["plan"], "rows": _runs(kept)})
-    if len(computed):
-        same = [entry for entry in told if entry["plan"] == dict(plan)]
-        if same:
-            rows = [np.arange(first, last + 1) for first, last in same[0]["rows"]]
-            same[0]["rows"] = _runs(np.union1d(np.concatenate(rows), computed))
-        else:
-            told.append({"plan": dict(plan), "rows": _runs(computed)})
-    return told[-_MAX_PLANS:]
-
-
-def _runs(rows: np.ndarray) -> list[list[int]]:
-    """Ascending row numbers as [first, last] of each run; past the room for them, as one."""
-    breaks = np.flatnonzero(np.diff(rows) != 1)
-    firsts, lasts = rows[[0, *(breaks + 1)]], rows[[*breaks, -1]]
-    if len(firsts) > _MAX_RUNS:
-        return [[int(rows[0]), int(rows[-1])]]
-    return [[int(first), int(last)] for first, last in zip(firsts, lasts, strict=True)]
 
 
 def table_notes(table: ImageTable) -> list[str]:
@@ -326,24 +288,6 @@ def _has_content(path: Path, sha256: bytes) -> bool:
             return hashlib.file_digest(stream, "sha256").digest() == sha256
     except OSError:
         return False  # it will be told of when it is read again
-
-
-def _check_plan(decision: Decision, plan: Mapping[str, Any], *, mix_plans: bool) -> None:
-    """Refuse to add rows under another plan than the cache's: their bits might differ."""
-    if decision.source is None or not decision.kept or mix_plans:
-        return
-    differing = differing_fields(
-        {name: plan[name] for name in PLAN_BITS},
-        {name: decision.source.plan.get(name) for name in PLAN_BITS},
-    )
-    if differing and decision.kept < len(decision.source_rows):
-        told = "; ".join(
-            f"{k}: {theirs!r} there, {ours!r} now" for k, (ours, theirs) in differing.items()
-        )
-        raise CacheError(
-            f"{decision.source.path} was computed otherwise ({told}), so new rows could differ in "
-            "their last digits. Say --mix-plans to add them all the same, or --fresh to start over"
-        )
 
 
 def _writer(

@@ -3,26 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import os
-import platform
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
-
 from featx.backbones import Backbone
 from featx.cut import Front
-from featx.devices import Device
-from featx.engines.base import Engine
 from featx.errors import InputError
 from featx.images import ImageTable
-
-# What two plans must share before their rows may stand in one cache unasked: all that can change
-# a bit of a feature. The number of decoding threads cannot, nor where the weights' file lies.
-PLAN_BITS: Final = ("engine", "device", "batch_size", "machine", "versions")
 
 _SPLIT_FOLDERS: Final = ("train", "val", "valid", "validation", "test", "images")
 _MAGIC: Final = frozenset("*?[")
@@ -108,48 +98,6 @@ def make_spec(
         "dtype": options.dtype,
         "images": dict(table.rules),
     }
-
-
-def make_plan(
-    engine: Engine, backbone: Backbone, device: Device, *, workers: int, seed: int
-) -> dict[str, Any]:
-    """How an extraction runs on this machine, and where its weights lay, as JSON."""
-    import PIL
-    import torch
-    import torchvision
-
-    return {
-        "engine": engine.name,
-        "device": device.kind,
-        "batch_size": engine.batch_size,
-        "workers": workers,
-        "threads": torch.get_num_threads(),
-        "weights": {"name": backbone.weights, "path": backbone.weights_path or "", "seed": seed},
-        "machine": {
-            "system": platform.system(),
-            "processor": platform.machine(),
-            "accelerator": torch.cuda.get_device_name(device.name) if device.kind == "cuda" else "",
-        },
-        "versions": {
-            "torch": torch.__version__,
-            "torchvision": torchvision.__version__,
-            "pillow": PIL.__version__,
-            "numpy": np.__version__,
-            **_versions_of_extras(backbone.name),
-        },
-    }
-
-
-def _versions_of_extras(backbone: str) -> dict[str, str]:
-    """Versions of the optional packages that can change a feature, where they are installed."""
-    names = ["simplejpeg", "pillow-heif", *(["timm"] if backbone.startswith("timm:") else [])]
-    found = {}
-    for name in names:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
 
 
 def default_name(

@@ -25,7 +25,7 @@ SHELVES: tuple[frozenset[str], ...] = tuple(
             {"axes", "architectures", "timm_backbones", "engines", "drawing"},
             {"cut_graph"},
             {"cut", "backbones", "featureset", "workspace"},
-            {"forward", "specs", "heads"},
+            {"forward", "specs", "plans", "heads"},
             {"pipeline"},
             {"extraction", "fitting", "evaluation", "prediction", "extractor"},
             {"report"},

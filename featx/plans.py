@@ -1,0 +1,116 @@
+"""How an extraction runs, as data: the plan, and which rows of a cache were made under which."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+from collections.abc import Mapping
+from typing import Any, Final
+
+import numpy as np
+
+from featx.backbones import Backbone
+from featx.cache import Decision, differing_fields
+from featx.devices import Device
+from featx.engines.base import Engine
+from featx.errors import CacheError
+
+# What two plans must share before their rows may stand in one cache unasked: all that can change
+# a bit of a feature. The number of decoding threads cannot, nor where the weights' file lies.
+PLAN_BITS: Final = ("engine", "device", "batch_size", "machine", "versions")
+
+_MAX_PLANS: Final = 8  # so that the run report stays within its room in the file
+_MAX_RUNS: Final = 200
+
+
+def make_plan(
+    engine: Engine, backbone: Backbone, device: Device, *, workers: int, seed: int
+) -> dict[str, Any]:
+    """How an extraction runs on this machine, and where its weights lay, as JSON."""
+    import PIL
+    import torch
+    import torchvision
+
+    return {
+        "engine": engine.name,
+        "device": device.kind,
+        "batch_size": engine.batch_size,
+        "workers": workers,
+        "threads": torch.get_num_threads(),
+        "weights": {"name": backbone.weights, "path": backbone.weights_path or "", "seed": seed},
+        "machine": {
+            "system": platform.system(),
+            "processor": platform.machine(),
+            "accelerator": torch.cuda.get_device_name(device.name) if device.kind == "cuda" else "",
+        },
+        "versions": {
+            "torch": torch.__version__,
+            "torchvision": torchvision.__version__,
+            "pillow": PIL.__version__,
+            "numpy": np.__version__,
+            **_versions_of_extras(backbone.name),
+        },
+    }
+
+
+def _versions_of_extras(backbone: str) -> dict[str, str]:
+    """Versions of the optional packages that can change a feature, where they are installed."""
+    names = ["simplejpeg", "pillow-heif", *(["timm"] if backbone.startswith("timm:") else [])]
+    found = {}
+    for name in names:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def check_plan(decision: Decision, plan: Mapping[str, Any], *, mix_plans: bool) -> None:
+    """Refuse to add rows under another plan than the cache's: their bits might differ."""
+    if decision.source is None or not decision.kept or mix_plans:
+        return
+    differing = differing_fields(
+        {name: plan[name] for name in PLAN_BITS},
+        {name: decision.source.plan.get(name) for name in PLAN_BITS},
+    )
+    if differing and decision.kept < len(decision.source_rows):
+        told = "; ".join(
+            f"{k}: {theirs!r} there, {ours!r} now" for k, (ours, theirs) in differing.items()
+        )
+        raise CacheError(
+            f"{decision.source.path} was computed otherwise ({told}), so new rows could differ in "
+            "their last digits. Say --mix-plans to add them all the same, or --fresh to start over"
+        )
+
+
+def plans_by_row(decision: Decision, plan: Mapping[str, Any], computed: np.ndarray) -> list[Any]:
+    """Under which plan which rows were computed, `computed` (m,) being those of this run.
+
+    Rows are given as runs, first and last number, in the numbering of the new cache.
+    """
+    told: list[dict[str, Any]] = []
+    source, source_rows = decision.source, decision.source_rows
+    for entry in source.run.get("plans", []) if source is not None else []:
+        mask = np.zeros(len(source) if source is not None else 0, bool)
+        for first, last in entry["rows"]:
+            mask[first : last + 1] = True
+        kept = np.flatnonzero((source_rows >= 0) & mask[source_rows])
+        if len(kept):
+            told.append({"plan": entry["plan"], "rows": _runs(kept)})
+    if len(computed):
+        same = [entry for entry in told if entry["plan"] == dict(plan)]
+        if same:
+            rows = [np.arange(first, last + 1) for first, last in same[0]["rows"]]
+            same[0]["rows"] = _runs(np.union1d(np.concatenate(rows), computed))
+        else:
+            told.append({"plan": dict(plan), "rows": _runs(computed)})
+    return told[-_MAX_PLANS:]
+
+
+def _runs(rows: np.ndarray) -> list[list[int]]:
+    """Ascending row numbers as [first, last] of each run; past the room for them, as one."""
+    breaks = np.flatnonzero(np.diff(rows) != 1)
+    firsts, lasts = rows[[0, *(breaks + 1)]], rows[[*breaks, -1]]
+    if len(firsts) > _MAX_RUNS:
+        return [[int(rows[0]), int(rows[-1])]]
+    return [[int(first), int(last)] for first, last in zip(firsts, lasts, strict=True)]
