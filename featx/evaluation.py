@@ -125,7 +125,8 @@ def evaluate(
     if not len(rows):
         raise InputError(
             f"no image of {features.path} is left to test {file.path} on: {int(trained.sum())} "
-            f"were trained on, {sum(unknown.values())} are of unknown classes; "
+            f"were trained on, {sum(unknown.values())} are of unknown classes, "
+            f"{int((features.y < 0).sum())} are unlabelled; "
             "test on another cache"
         )
     tested = features.take(rows)

@@ -97,6 +97,8 @@ class FeatureExtractor(TransformerMixin, BaseEstimator):
         InputError
             An element is none of the three kinds.
         """
+        if isinstance(X, (str, os.PathLike)):
+            raise InputError(f"X must be a list of images, got one path: [{os.fspath(X)!r}]")
         pipeline = self._pipeline()
         sink = MemorySink(len(X), pipeline.engine.feature_shape)
 

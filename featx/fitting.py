@@ -180,7 +180,7 @@ def _metadata(
         "split": {
             "source": split.source,
             "held_out_name": split.held_out_name,
-            "chosen_on": split.chosen_on,
+            "chosen_on": _chosen_on(estimator, split),
             "train": len(split.train),
             "val": len(split.val),
             "held_out": len(split.held_out),
@@ -197,6 +197,19 @@ def _metadata(
             "python": platform.python_version(),
         },
     }
+
+
+def _chosen_on(estimator: Any, split: Split) -> str:
+    """What the choices of a fit were made on, in words."""
+    if getattr(estimator, "C", None) is not None:
+        return "nothing: C was given"
+    if len(split.val):
+        return f"{len(split.val):,} val images"
+    if hasattr(estimator, "cv"):
+        return f"{estimator.cv}-fold cross-validation"
+    if not estimator.n_set_aside_:
+        return "nothing: the last epoch is kept"
+    return f"{estimator.n_set_aside_:,} of the training images, set aside"
 
 
 def _fit_facts(estimator: Any) -> dict[str, Any]:

@@ -96,7 +96,8 @@ def make_spec(
         "max_pixels": options.max_pixels,
         "precision": precision,
         "dtype": options.dtype,
-        "images": dict(table.rules),
+        # how the images were found does not matter where the rules of their labels are the same
+        "images": {name: rule for name, rule in table.rules.items() if name != "source"},
     }
 
 

@@ -433,3 +433,12 @@ def test_the_cache_file_must_end_in_h5(colour_folder: Folder, tmp_path: Path) ->
     for out in ("a.hdf5", "a", "."):
         with pytest.raises(InputError, match=r"ends in \.h5"):
             extract(colour_folder(f"b{out}", per_class=1), tmp_path, out=tmp_path / out)
+
+
+def test_a_glob_and_its_folder_share_their_cache(
+    colour_folder: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = colour_folder(per_class=2)
+    first = extract(root, tmp_path)
+    again = extract(Path(str(root / "**" / "*.png")), tmp_path)
+    assert (again.decision.action, again.features.path) == ("reuse", first.features.path)

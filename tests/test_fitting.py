@@ -140,6 +140,27 @@ def test_the_head_file_tells_how_it_came_about(tmp_path: Path) -> None:
     assert set(metadata["versions"]) == {"featx", "torch", "scikit-learn", "numpy", "python"}
 
 
+def test_the_record_says_truly_what_choices_were_made_on(tmp_path: Path) -> None:
+    path = write_cache(tmp_path / "a.h5")  # 48 training images
+
+    def told(head: str = "logistic", **params: object) -> str:
+        return fit_head(path, head=head, **params).file.metadata["split"]["chosen_on"]
+
+    assert told() == "5-fold cross-validation"
+    assert told(cv=3) == "3-fold cross-validation"
+    assert told(C=1.0) == "nothing: C was given"
+    aside = fit_head(path, head="linear", epochs=2)
+    n = aside.file.head.n_set_aside_
+    assert 3 <= n <= 6  # a tenth, and every class in it
+    assert aside.file.metadata["split"]["chosen_on"] == f"{n} of the training images, set aside"
+    first = aside.file.head.history_[0]["train_accuracy"] * (48 - n)
+    assert first == pytest.approx(round(first))
+    split = np.array([1, 1, 1, 2, 3], np.uint8)[np.arange(60) % 5]
+    given = write_cache(tmp_path / "b.h5", split=split)
+    record = fit_head(given, head="linear", epochs=2).file.metadata["split"]
+    assert record["chosen_on"] == "12 val images"
+
+
 def test_errors_say_what_is_missing(tmp_path: Path) -> None:
     path = write_cache(tmp_path / "a.h5")
     with pytest.raises(InputError, match="head must be one of logistic, linear, mlp, got 'svm'"):

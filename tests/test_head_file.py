@@ -131,9 +131,11 @@ def test_the_bytes_are_synced_before_the_rename(tmp_path, monkeypatch):
     assert calls[:2] == ["fsync", "replace"]
 
 
-def test_a_missing_folder_is_a_disk_error(tmp_path):
-    with pytest.raises(DiskError, match="cannot be written: No such file"):
-        saved(tmp_path / "no" / "a.safetensors")
+def test_a_missing_folder_is_made_and_one_that_cannot_be_is_a_disk_error(tmp_path):
+    assert saved(tmp_path / "new" / "a.safetensors").is_file()
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(DiskError, match="cannot be written: "):
+        saved(tmp_path / "file" / "a.safetensors")
 
 
 def nan_head():

@@ -223,6 +223,17 @@ def test_predictions_of_a_cache_say_where_the_files_are(fitted: tuple[Path, Path
     assert all(file.is_file() for file in predict(head, cache).files)
 
 
+def test_one_path_is_no_list_of_images() -> None:
+    with pytest.raises(InputError, match="must be a list of images, got one path"):
+        featx.FeatureExtractor("squeezenet1_1", weights="random").transform("a.jpg")
+
+
+def test_a_cache_is_no_head(fitted: tuple[Path, Path, Path]) -> None:
+    root, cache, _ = fitted
+    with pytest.raises(HeadError, match="is a cache, not a head"):
+        predict(cache, root)
+
+
 def test_no_images_give_no_features(fitted: tuple[Path, Path, Path]) -> None:
     extractor = featx.FeatureExtractor(
         "squeezenet1_1", weights="random", preprocessing={"resize": 32, "crop": 32}

@@ -27,17 +27,17 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-app.command("demo")(demo.demo)
-app.command("extract")(extract.extract)
-app.command("fit-head")(heads.fit_head)
-app.command("evaluate")(heads.evaluate)
-app.command("predict")(predict.predict)
-app.command("show")(predict.show)
-app.command("info")(inspect.info)
-app.command("verify")(inspect.verify)
-app.command("backbones")(inspect.backbones)
-app.command("cuts")(inspect.cuts)
-app.command("doctor")(inspect.doctor)
+app.command("demo", short_help="The whole pipeline on sample images it draws.")(demo.demo)
+app.command("extract", short_help="Features of a folder of images, into a cache.")(extract.extract)
+app.command("fit-head", short_help="A classifier on cached features.")(heads.fit_head)
+app.command("evaluate", short_help="Figures on held-out images or another cache.")(heads.evaluate)
+app.command("predict", short_help="Classes and probabilities of images.")(predict.predict)
+app.command("show", short_help="A picture of images with their labels.")(predict.show)
+app.command("info", short_help="What is in a cache or a head.")(inspect.info)
+app.command("verify", short_help="Whether every byte of a cache is intact.")(inspect.verify)
+app.command("backbones", short_help="The networks there are.")(inspect.backbones)
+app.command("cuts", short_help="Where a network can be cut.")(inspect.cuts)
+app.command("doctor", short_help="What this machine can do.")(inspect.doctor)
 
 
 def _print_version(wanted: bool) -> None:

@@ -32,6 +32,10 @@ def demo(
     """Draw a small folder of birds, then extract, fit-head, evaluate and predict on it."""
     from featx.drawing import draw_birds
 
+    if backbone != _BACKBONE and not backbone.startswith("timm:"):
+        from featx.architectures import check_name
+
+        check_name(backbone)  # before anything is drawn
     images, cache = folder / "birds", folder / "cache"
     drawn = draw_birds(images)
     tell(

@@ -125,13 +125,13 @@ def _print_fit(fitted: Fit) -> None:
     metadata, split = fitted.file.metadata, fitted.split
     facts = metadata["fit"]
     shown = table(None, "head", "classes", "trained on", "chosen on", "held out", "chosen",
-                  "majority class")  # fmt: skip
+                  "majority in training")  # fmt: skip
     counts = metadata["split"]["train_counts"]
     shown.add_row(
         str(fitted.path),
         f"{len(fitted.file.classes):,}",
         f"{len(split.train):,} images",
-        f"{len(split.val):,} val images" if len(split.val) else split.chosen_on,
+        metadata["split"]["chosen_on"],
         f"{len(split.held_out):,} ({split.held_out_name})",
         _chosen(facts),
         f"{max(counts) / sum(counts):.3f}",

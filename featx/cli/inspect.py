@@ -14,7 +14,7 @@ import typer
 
 from featx.cli.options import CacheDir, Json
 from featx.cli.output import command, out, print_json, table, tell
-from featx.errors import EXIT_UNUSABLE
+from featx.errors import EXIT_UNUSABLE, InputError
 
 
 @command
@@ -32,6 +32,10 @@ def info(
     from featx.workspace import newest_cache
 
     path = file or newest_cache(cache_dir)
+    if path.suffix not in (".h5", ".partial", ".safetensors"):
+        raise InputError(
+            f"info takes a cache (.h5, .h5.partial) or a head (.safetensors), got {path}"
+        )
     facts = _head_facts(path) if path.suffix == ".safetensors" else _cache_facts(path)
     if json_output:
         print_json(facts)

@@ -47,6 +47,8 @@ def load_recorded(path: str | os.PathLike[str]) -> HeadFile:
     HeadError
         No usable head file, or one without that record.
     """
+    if os.fspath(path).endswith(".h5"):
+        raise HeadError(f"{path} is a cache, not a head; give the .safetensors file of its head")
     file = load_head(path)
     for part, fields in _RECORD.items():
         found = file.metadata.get(part)

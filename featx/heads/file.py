@@ -157,6 +157,9 @@ def _write(path: Path, data: bytes) -> None:
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as why:
+        raise DiskError(f"the head file {path} cannot be written: {why.strerror or why}") from why
+    try:
         with temporary.open("xb") as file:
             file.write(data)
             file.flush()

@@ -35,11 +35,13 @@ class NetworkHead(Head):
 
     FACTS: ClassVar[Mapping[str, str]] = {
         "best_epoch_": "count",
+        "n_set_aside_": "count",
         "history_": "rows",
         "device_": "text",
     }
 
     best_epoch_: int
+    n_set_aside_: int  # training rows that chose the epoch instead of being trained on
     history_: list[dict[str, Any]]
     coefs_: list[npt.NDArray[np.float32]]
     intercepts_: list[npt.NDArray[np.float32]]
@@ -80,6 +82,7 @@ class NetworkHead(Head):
         recipe = self._recipe(check_precision(device, self.precision))
         self.device_ = device.name
         train_rows, val_rows = self._set_aside(rows, groups)
+        self.n_set_aside_ = len(val_rows)
         self._learn_standardisation(rows.X, self.standardise, train_rows)
         generator = torch.Generator().manual_seed(self.random_state)
         sizes = [rows.X.shape[1], *self._hidden_sizes(), len(self.classes_)]

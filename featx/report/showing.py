@@ -134,7 +134,12 @@ def _of_class(labels: np.ndarray, classes: tuple[str, ...], class_name: str | No
     if class_name is None:
         return np.arange(len(labels))
     shown = display_names(classes)
-    wanted = [i for i, pair in enumerate(zip(classes, shown, strict=True)) if class_name in pair]
+    spaced = class_name.replace("_", " ")
+    wanted = [
+        i
+        for i, (name, readable) in enumerate(zip(classes, shown, strict=True))
+        if class_name in (name, readable) or spaced == readable
+    ]
     if not wanted:
         some = ", ".join(shown[:10]) + (", …" if len(shown) > 10 else "")
         raise InputError(f"there is no class {class_name!r}; there are {some or 'no classes'}")
