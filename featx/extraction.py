@@ -11,7 +11,6 @@ from typing import Any
 
 from featx.backbones import Backbone
 from featx.cache import (
-    SPLIT_NAMES,
     CacheFile,
     CacheWriter,
     Decision,
@@ -21,6 +20,7 @@ from featx.cache import (
     decide,
     open_cache,
     partial_path,
+    split_counts,
 )
 from featx.devices import Device, default_batch_size
 from featx.engines.base import Engine
@@ -220,13 +220,8 @@ def make_report(
 
 def table_notes(table: ImageTable) -> list[str]:
     """What a user should know of an image list before it is used: one sentence each."""
-    split = {
-        name: int((table.split == code).sum())
-        for code, name in enumerate(SPLIT_NAMES)
-        if name and (table.split == code).any()
-    }
     classes = f", {len(table.classes)} classes" if table.classes else ", unlabelled"
-    parts = "".join(f", {count:,} {name}" for name, count in split.items())
+    parts = "".join(f", {count:,} {name}" for name, count in split_counts(table.split).items())
     skipped = "; ".join(f"{count:,} {reason}" for reason, count in table.skipped.items())
     notes = [f"{len(table):,} images in {table.root}{classes}{parts}", *table.notes]
     return [*notes, f"passed over: {skipped}"] if skipped else notes

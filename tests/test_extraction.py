@@ -37,6 +37,18 @@ def extract(images: Path, tmp_path: Path, **changes: Any) -> Any:
     return run_extraction(images, options, cache_dir=tmp_path / "cache", **rest)
 
 
+def interrupt_before_the_first_row(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, **changes: Any
+) -> None:
+    def fail(self: CacheWriter, *rest: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(CacheWriter, "put", fail)
+        with pytest.raises(KeyboardInterrupt):
+            extract(images, tmp_path, **changes)
+
+
 def test_features_are_those_of_each_file(colour_folder: Folder, tmp_path: Path) -> None:
     done = extract(colour_folder(), tmp_path)
     fs = done.features
@@ -127,14 +139,7 @@ def test_a_resume_replays_the_batch_size_of_the_run_it_continues(
     colour_folder: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root = colour_folder()
-
-    def fail(self: CacheWriter, *rest: Any) -> None:
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(CacheWriter, "put", fail)
-        with pytest.raises(KeyboardInterrupt):
-            extract(root, tmp_path, batch_size=3)
+    interrupt_before_the_first_row(root, tmp_path, monkeypatch, batch_size=3)
     done = extract(root, tmp_path, batch_size=None)
     assert done.features.plan["batch_size"] == 3
     assert done.forward_passes == 6
@@ -342,14 +347,7 @@ def test_a_start_without_a_single_row_binds_nobody_to_its_plan(
     colour_folder: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root = colour_folder()
-
-    def fail(self: CacheWriter, *rest: Any) -> None:
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(CacheWriter, "put", fail)
-        with pytest.raises(KeyboardInterrupt):
-            extract(root, tmp_path, batch_size=3)
+    interrupt_before_the_first_row(root, tmp_path, monkeypatch, batch_size=3)
     done = extract(root, tmp_path, batch_size=2)
     assert done.features.plan["batch_size"] == 2
     assert [p["plan"]["batch_size"] for p in done.report["plans"]] == [2]

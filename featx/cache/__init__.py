@@ -9,6 +9,7 @@ from featx.cache.layout import (
     canonical_json,
     differing_fields,
     fingerprint,
+    split_counts,
 )
 from featx.cache.lock import cache_lock
 from featx.cache.reader import PARTIAL_SUFFIX, CacheFile, open_cache
@@ -34,5 +35,6 @@ __all__ = [
     "fingerprint",
     "open_cache",
     "partial_path",
+    "split_counts",
     "verify",
 ]

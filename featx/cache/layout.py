@@ -93,6 +93,17 @@ def columns(
     }
 
 
+def split_counts(split: np.ndarray) -> dict[str, int]:
+    """How many images are in each part of the split, by name; parts without any are left out.
+
+    Parameters
+    ----------
+    split : (n,) uint8 codes.
+    """
+    tally = np.bincount(split, minlength=len(SPLIT_NAMES))
+    return {name: int(n) for name, n in zip(SPLIT_NAMES, tally, strict=True) if name and n}
+
+
 def canonical_json(value: Mapping[str, Any]) -> str:
     """The one spelling of a JSON object: sorted keys, no spaces, ASCII; NaN is refused."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)

@@ -47,10 +47,10 @@ def info(
 
 
 def _cache_facts(path: Path) -> dict[str, Any]:
-    from featx.cache import SPLIT_NAMES, open_cache
+    from featx.cache import open_cache, split_counts
 
     cache = open_cache(path, partial=True)
-    labels, split = cache.read("labels"), cache.read("split")
+    labels = cache.read("labels")
     return {
         "cache": str(path),
         "complete": not cache.is_partial,
@@ -61,11 +61,7 @@ def _cache_facts(path: Path) -> dict[str, Any]:
         "root": cache.root,
         "classes": {name: int((labels == i).sum()) for i, name in enumerate(cache.classes)},
         "unlabelled": int((labels < 0).sum()),
-        "split": {
-            name: int((split == code).sum())
-            for code, name in enumerate(SPLIT_NAMES)
-            if name and (split == code).any()
-        },
+        "split": split_counts(cache.read("split")),
         "fingerprint": cache.fingerprint,
         "spec": cache.spec,
         "plan": cache.plan,

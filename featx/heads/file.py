@@ -21,6 +21,7 @@ import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as to_bytes
 
+from featx.cache import Disk
 from featx.errors import DiskError, HeadError, InputError
 from featx.heads.base import Head
 from featx.heads.contents import (
@@ -165,12 +166,7 @@ def _write(path: Path, data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-        if os.name == "posix":  # the rename itself must survive a power cut
-            folder = os.open(path.parent, os.O_RDONLY)
-            try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
+        Disk().sync_folder(path.parent)  # the rename itself must survive a power cut
     except OSError as why:
         raise DiskError(f"the head file {path} cannot be written: {why.strerror or why}") from why
     finally:
