@@ -6,8 +6,9 @@ import hashlib
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Literal, Protocol, TypeVar
@@ -57,6 +58,7 @@ class StageTimes:
     failed: int = 0
     batches: int = 0
     workers: int = 0
+    stopped: bool = False  # `stop` said so, so that items may be left
 
     @property
     def images_per_s(self) -> float:
@@ -105,6 +107,7 @@ def run(
     dtype: str = "float32",
     workers: int | None = None,
     progress: Callable[[int], None] | None = None,
+    stop: Callable[[], bool] | None = None,
 ) -> StageTimes:
     """Send every item through decoding and the network into `sink`, in order, batch by batch.
 
@@ -117,6 +120,9 @@ def run(
     load : makes one picture; runs in `workers` threads; may raise `ImageError`.
     dtype : what the features are stored as; what overflows it has failed.
     progress : called with the number of images settled since its last call.
+    stop : asked after every settled batch and every failed item; once it is true no further batch
+        is begun, and what is done so far is returned, with `stopped` set. The items of a batch
+        that was not begun are not settled.
 
     Raises
     ------
@@ -126,18 +132,23 @@ def run(
     times = StageTimes(workers=workers or default_workers())
     started = time.perf_counter()
     batch: list[tuple[int, Picture]] = []
-    for row, result in _loaded(items, load, times, ahead=2 * engine.batch_size):
-        if isinstance(result, ImageError):
-            sink.fail(row, result.status, str(result), result.sha256)
-            times.failed += 1
-            if progress:
-                progress(1)
-            continue
-        batch.append((row, result))
-        if len(batch) == engine.batch_size:
-            _settle(batch, engine, sink, dtype, times, progress)
-            batch = []
-    if batch:
+    with closing(_loaded(items, load, times, ahead=2 * engine.batch_size)) as loaded:
+        for row, result in loaded:
+            if isinstance(result, ImageError):
+                sink.fail(row, result.status, str(result), result.sha256)
+                times.failed += 1
+                if progress:
+                    progress(1)
+            else:
+                batch.append((row, result))
+                if len(batch) < engine.batch_size:
+                    continue
+                _settle(batch, engine, sink, dtype, times, progress)
+                batch = []
+            if stop and stop():
+                times.stopped = True
+                break
+    if batch and not times.stopped:
         _settle(batch, engine, sink, dtype, times, progress)
     times.wall_s = time.perf_counter() - started
     return times
@@ -149,7 +160,7 @@ def _loaded(
     times: StageTimes,
     *,
     ahead: int,
-) -> Iterator[tuple[int, Picture | ImageError]]:
+) -> Generator[tuple[int, Picture | ImageError]]:
     """Load in threads, `ahead` items before they are needed, and yield in order."""
 
     def timed(item: Item) -> tuple[Picture | ImageError, float]:

@@ -127,6 +127,45 @@ def test_what_overflows_the_stored_type_has_failed() -> None:
     assert "float16" in sink.failed[0][1]
 
 
+def test_asked_to_stop_it_ends_after_the_batch_in_hand_and_settles_no_other_row() -> None:
+    asked: list[int] = []
+
+    def stop() -> bool:
+        asked.append(len(engine.calls))
+        return len(engine.calls) == 2
+
+    engine, sink = ColourEngine(4), MemorySink(100, (3,))
+    times = run(enumerate(range(100)), picture_of, engine=engine, sink=sink, stop=stop)
+    assert asked == [1, 2]
+    assert times.stopped
+    assert (times.done, times.batches, len(engine.calls)) == (8, 2, 2)
+    assert sink.features[:8, 0].tolist() == list(range(8))
+    assert np.isnan(sink.features[8:]).all()
+
+
+def test_asked_to_stop_among_bad_files_it_does_not_go_through_all_of_them() -> None:
+    def load(number: int) -> Picture:
+        if number != 1:
+            raise ImageError("broken", status=3)
+        return picture_of(number)
+
+    engine, sink = ColourEngine(4), MemorySink(100, (3,))
+    times = run(
+        enumerate(range(100)), load, engine=engine, sink=sink, stop=lambda: len(sink.failed) == 3
+    )
+    assert times.stopped
+    assert set(sink.failed) == {0, 2, 3}
+    assert engine.calls == []  # the one good file waits for the next run: no batch is begun
+
+
+def test_a_run_that_nobody_stops_is_not_marked_as_stopped() -> None:
+    sink = MemorySink(9, (3,))
+    times = run(
+        enumerate(range(9)), picture_of, engine=ColourEngine(4), sink=sink, stop=lambda: False
+    )
+    assert (times.stopped, times.done) == (False, 9)
+
+
 def test_an_unexpected_error_in_a_worker_is_not_swallowed() -> None:
     def load(number: int) -> Picture:
         raise ZeroDivisionError("a defect")
