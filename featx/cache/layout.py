@@ -60,6 +60,10 @@ class Column:
     def nbytes(self) -> int:
         return int(np.prod(self.shape, dtype=object)) * self.dtype.itemsize
 
+    @property
+    def row_bytes(self) -> int:
+        return int(np.prod(self.shape[1:], dtype=object)) * self.dtype.itemsize
+
 
 def columns(
     n: int,

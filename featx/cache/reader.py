@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -61,9 +60,28 @@ class CacheFile:
             self.path, dtype=column.dtype, mode="c", offset=self.offsets[name], shape=column.shape
         )
 
-    def read(self, name: str) -> np.ndarray:
-        """Dataset `name` as an array of its own, independent of the file from then on."""
-        return np.array(self.map(name))
+    def read(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
+        """Rows `start` to `stop` of dataset `name` as an array of their own.
+
+        Nothing is mapped: reading a large dataset in parts takes no more memory than one part.
+
+        Raises
+        ------
+        CacheError
+            The file has become shorter since it was opened.
+        """
+        column = self.columns[name]
+        stop = column.shape[0] if stop is None else min(stop, column.shape[0])
+        values = np.empty((max(0, stop - start), *column.shape[1:]), column.dtype)
+        view = values.reshape(-1).view(np.uint8).data
+        with self.path.open("rb", buffering=0) as stream:
+            stream.seek(self.offsets[name] + start * column.row_bytes)
+            while len(view):
+                count = stream.readinto(view)
+                if not count:
+                    raise CacheError(f"{self.path} was cut short while it was read")
+                view = view[count:]
+        return values
 
     @cached_property
     def is_partial(self) -> bool:
@@ -133,30 +151,6 @@ def open_cache(path: str | os.PathLike[str], *, partial: bool = False) -> CacheF
     except (OSError, RuntimeError, ValueError, KeyError, TypeError, UnicodeError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CacheError(f"{path} is not a featx cache, or is damaged: {reason}") from error
-
-
-def digest_of(file: CacheFile) -> bytes:
-    """SHA-256 (32 bytes) of every byte outside `features`, the digest itself taken as zeros."""
-    skipped = sorted(
-        (file.offsets[name], file.columns[name].nbytes, name) for name in ("features", "digest")
-    )
-    sha256 = hashlib.sha256()
-    with file.path.open("rb") as stream:
-        position = 0
-        for start, length, name in skipped:
-            _hash_range(sha256, stream, position, start)
-            if name == "digest":
-                sha256.update(bytes(length))
-            position = start + length
-        _hash_range(sha256, stream, position, file.path.stat().st_size)
-    return sha256.digest()
-
-
-def _hash_range(sha256: Any, stream: Any, start: int, stop: int) -> None:
-    stream.seek(start)
-    while start < stop and (chunk := stream.read(min(1 << 20, stop - start))):
-        sha256.update(chunk)
-        start += len(chunk)
 
 
 def _missing(path: Path) -> str:

@@ -1,15 +1,21 @@
-"""Checking a finished cache byte by byte, and mending it into a new file."""
+"""Checking a finished cache byte by byte, in bounded memory."""
 
 from __future__ import annotations
 
 import os
 import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 
-from featx.cache.reader import digest_of, open_cache
+from featx.cache.layout import Status
+from featx.cache.reader import CacheFile, open_cache
+from featx.cache.seal import damaged_columns, seal_of
+
+_CHUNK_BYTES: Final = 16 * 2**20
 
 
 @dataclass(frozen=True)
@@ -20,9 +26,13 @@ class Verification:
     ----------
     path : the cache.
     n : rows in it.
-    bad_rows : numbers of the rows whose features do not match their checksum.
+    bad_rows : numbers of the rows whose features do not match their checksum or their status: a
+        row that is done has finite features, one that failed has NaN, none is pending.
     bad_paths : their paths.
     digest_matches : whether every byte outside the features is as it was written.
+    bad_columns : what is damaged outside the features: names of datasets, or ``other bytes``
+        (those of HDF5, padding); empty where the digest matches. Where ``run`` is damaged it
+        stands alone, since what vouches for each of the others lies in it.
     """
 
     path: Path
@@ -30,6 +40,7 @@ class Verification:
     bad_rows: tuple[int, ...]
     bad_paths: tuple[str, ...]
     digest_matches: bool
+    bad_columns: tuple[str, ...] = ()
 
     @property
     def ok(self) -> bool:
@@ -40,8 +51,9 @@ class Verification:
 def verify(path: str | os.PathLike[str]) -> Verification:
     """Check every byte of the finished cache at `path` against what was written.
 
-    Features are held against the CRC-32 of each row, everything else (labels, paths, statuses,
-    the checksums themselves, HDF5's own bytes) against the file's SHA-256 digest.
+    Features are held against the CRC-32 of each row and against its status, everything else
+    (labels, paths, statuses, the checksums themselves, HDF5's own bytes) against the file's
+    SHA-256 digest, and column by column against the digests in its run report.
 
     Raises
     ------
@@ -49,12 +61,30 @@ def verify(path: str | os.PathLike[str]) -> Verification:
         The file is so damaged that it cannot be opened as a cache.
     """
     file = open_cache(path)
-    features, crc32 = file.map("features"), file.read("crc32")
-    bad = tuple(
-        row
-        for row in range(len(file))
-        if zlib.crc32(np.ascontiguousarray(features[row]).data) != crc32[row]
-    )
-    paths = tuple(os.fsdecode(file.paths[row]) for row in bad)
-    matches = digest_of(file) == file.read("digest").tobytes()
-    return Verification(file.path, len(file), bad, paths, matches)
+    bad = tuple(_bad_rows(file))
+    paths = tuple(_as_text(file.read("paths", row, row + 1)[0]) for row in bad)
+    digest, columns = seal_of(file)
+    matches = digest == file.read("digest").tobytes()
+    damaged = () if matches else damaged_columns(file, columns)
+    return Verification(file.path, len(file), bad, paths, matches, damaged)
+
+
+def _bad_rows(file: CacheFile) -> Iterator[int]:
+    step = max(1, _CHUNK_BYTES // max(1, file.columns["features"].row_bytes))
+    for start in range(0, len(file), step):
+        features = file.read("features", start, start + step)
+        features = features.reshape(len(features), -1)
+        crc32 = file.read("crc32", start, start + step)
+        status = file.read("status", start, start + step)
+        intact = crc32 == [zlib.crc32(row.data) for row in features.view(np.uint8)]
+        done = status == Status.DONE
+        failed = (status > Status.DONE) & (status <= max(Status))
+        true = np.where(done, np.isfinite(features).all(1), failed & np.isnan(features).all(1))
+        yield from (start + np.flatnonzero(~(intact & true))).tolist()
+
+
+def _as_text(path: bytes) -> str:
+    try:
+        return os.fsdecode(path)
+    except UnicodeDecodeError:  # damaged bytes, where names of files are always text
+        return path.decode("utf-8", "backslashreplace")

@@ -25,7 +25,8 @@ from featx.cache.layout import (
     columns,
     fingerprint,
 )
-from featx.cache.reader import PARTIAL_SUFFIX, CacheFile, digest_of, open_cache
+from featx.cache.reader import PARTIAL_SUFFIX, CacheFile, open_cache
+from featx.cache.seal import seal_of, sealed
 from featx.cache.skeleton import Rows, build_skeleton, fill
 
 COMMIT_INTERVAL_S: Final = 1.0
@@ -199,12 +200,12 @@ class CacheWriter:
             self._disk.write(self._fd, text.ljust(RUN_BYTES, b"\0"), self.file.offsets["run"])
 
     def finish(self, path: Path, report: Mapping[str, Any]) -> CacheFile:
-        """Seal the file with its digest and give it its final name. Every row must be settled."""
+        """Seal the file with its digests and give it its final name. Every row must be settled."""
         self.commit()
         assert not len(self.pending), "a cache with pending rows must not get its final name"
-        self.write_run(report)
+        self.write_run(sealed(report, seal_of(self.file)[1]))
         with told_as_disk_error(self.file.path, "write"):
-            digest = digest_of(self.file)
+            digest, _ = seal_of(self.file)
             self._disk.write(self._fd, digest, self.file.offsets["digest"])
             self._disk.sync(self._fd)
         self.close()
