@@ -159,7 +159,7 @@ def test_data_are_synced_before_the_status_that_vouches_for_them(tmp_path: Path)
     writer.close()
     status = writer.file.offsets["status"]
     kinds = ["status" if offset == status else kind for kind, offset in disk.calls]
-    assert kinds == ["write", "write", "write", "sync", "status", "sync"]
+    assert kinds == [*["write"] * 4, "sync", "status", "sync"]
 
 
 def test_resuming_gives_the_same_file_as_never_stopping(tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
-"""The one seam through which the cache touches the disk.
+"""The one seam through which a cache is written.
 
-Every operation that must survive a crash goes through a `Disk`, so that tests can record, fail,
-drop and replay them, and so that the fall-backs for platforms without a call live in one place.
+Every operation that changes a cache goes through a `Disk`, so that tests can record, fail, drop
+and replay them, and so that the fall-backs for platforms without a call live in one place.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ _WORDS: Final = {
     errno.ENOENT: "the folder does not exist",
 }
 _CHUNK: Final = 1 << 20
+_FLAGS: Final = os.O_RDWR | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
 
 
 @contextmanager
@@ -58,14 +59,25 @@ class Disk:
         self._datasync = os.fsync if portable else getattr(os, "fdatasync", os.fsync)
         self._seek_lock = threading.Lock()
 
+    def make_folder(self, folder: Path) -> None:
+        """Make `folder` and those above it, each under a durable name."""
+        with told_as_disk_error(folder, "make the folder"):
+            missing = [each for each in (folder, *folder.parents) if not each.exists()]
+            for each in reversed(missing):
+                each.mkdir(exist_ok=True)
+                self.sync_folder(each.parent)
+
+    def create(self, path: Path) -> int:
+        """Make `path` an empty file, whatever was there, and open it as `open` does."""
+        return os.open(path, _FLAGS | os.O_CREAT | os.O_TRUNC, 0o666)
+
     def open(self, path: Path) -> int:
         """Open an existing file for reading and writing; the descriptor is not inherited."""
         with told_as_disk_error(path, "open"):
-            return os.open(
-                path, os.O_RDWR | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
-            )
+            return os.open(path, _FLAGS)
 
     def close(self, fd: int) -> None:
+        """Give the descriptor back."""
         os.close(fd)
 
     def write(self, fd: int, data: bytes | memoryview, offset: int) -> None:
@@ -81,7 +93,7 @@ class Disk:
             view, offset = view[written:], offset + written
 
     def allocate(self, fd: int, size_bytes: int) -> None:
-        """Reserve the disk space of the first `size_bytes`, or raise before any work is done."""
+        """Give an empty file its length and the disk space for it, or raise before any work."""
         if self._fallocate is not None:
             try:
                 self._fallocate(fd, 0, size_bytes)
@@ -89,14 +101,9 @@ class Disk:
             except OSError as error:
                 if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
                     raise
-        # Without the call: write zeros into every hole. A hole reads as zeros, so what was
-        # written there already (the metadata) is read and written back unchanged.
+        zeros = bytes(_CHUNK)  # without the call: write it out
         for offset in range(0, size_bytes, _CHUNK):
-            length = min(_CHUNK, size_bytes - offset)
-            with self._seek_lock:
-                os.lseek(fd, offset, os.SEEK_SET)
-                present = os.read(fd, length)
-            self.write(fd, present.ljust(length, b"\0"), offset)
+            self.write(fd, zeros[: size_bytes - offset], offset)
 
     def datasync(self, fd: int) -> None:
         """Force the data of `fd` to stable storage."""

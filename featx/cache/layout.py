@@ -97,6 +97,20 @@ def columns(
     }
 
 
+def runs(rows: np.ndarray) -> Iterator[tuple[int, int]]:
+    """Slices of `rows` whose numbers follow one another, so that each is one read or write.
+
+    Examples
+    --------
+    >>> list(runs(np.array([3, 4, 5, 9, 1])))
+    [(0, 3), (3, 4), (4, 5)]
+    """
+    if not len(rows):
+        return
+    breaks = np.flatnonzero(np.diff(rows) != 1) + 1
+    yield from zip([0, *breaks.tolist()], [*breaks.tolist(), len(rows)], strict=True)
+
+
 def split_counts(split: np.ndarray) -> dict[str, int]:
     """How many images are in each part of the split, by name; parts without any are left out.
 

@@ -14,7 +14,7 @@ from typing import Any, Final
 import h5py
 import numpy as np
 
-from featx.cache.layout import ATTRIBUTES, FORMAT, Column, Status, columns, fingerprint
+from featx.cache.layout import ATTRIBUTES, FORMAT, Column, Status, columns, fingerprint, runs
 from featx.errors import CacheError
 
 PARTIAL_SUFFIX: Final = ".partial"
@@ -70,17 +70,23 @@ class CacheFile:
         CacheError
             The file has become shorter since it was opened.
         """
+        n = self.columns[name].shape[0]
+        stop = n if stop is None else min(stop, n)
+        return self.take(name, np.arange(min(start, stop), stop))
+
+    def take(self, name: str, rows: np.ndarray) -> np.ndarray:
+        """Rows number `rows` (m,) of dataset `name`, in that order, read as by `read`."""
         column = self.columns[name]
-        stop = column.shape[0] if stop is None else min(stop, column.shape[0])
-        values = np.empty((max(0, stop - start), *column.shape[1:]), column.dtype)
-        view = values.reshape(-1).view(np.uint8).data
+        values = np.empty((len(rows), *column.shape[1:]), column.dtype)
         with self.path.open("rb", buffering=0) as stream:
-            stream.seek(self.offsets[name] + start * column.row_bytes)
-            while len(view):
-                count = stream.readinto(view)
-                if not count:
-                    raise CacheError(f"{self.path} was cut short while it was read")
-                view = view[count:]
+            for start, stop in runs(rows):
+                stream.seek(self.offsets[name] + int(rows[start]) * column.row_bytes)
+                view = values[start:stop].reshape(-1).view(np.uint8).data
+                while len(view):
+                    count = stream.readinto(view)
+                    if not count:
+                        raise CacheError(f"{self.path} was cut short while it was read")
+                    view = view[count:]
         return values
 
     @cached_property

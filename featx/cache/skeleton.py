@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
 
 from featx.cache.files import Disk
 from featx.cache.layout import ALIGNMENT, Column
-from featx.errors import DiskError
 
 
 @dataclass(frozen=True)
@@ -53,24 +54,81 @@ class Rows:
         }
 
 
-def build_skeleton(
-    path: Path, layout: Mapping[str, Column], attributes: Mapping[str, str]
-) -> dict[str, int]:
-    """Let HDF5 write all metadata and allocate all datasets; returns their offsets."""
-    try:
-        with h5py.File(
-            path,
-            "w",
-            libver="latest",
-            locking=False,
-            alignment_threshold=1,
-            alignment_interval=ALIGNMENT,
-        ) as file:
-            for name, text in attributes.items():
-                _fixed_attribute(file, name, text)
-            return {name: _allocate_dataset(file, name, column) for name, column in layout.items()}
-    except RuntimeError as error:  # how HDF5 reports some failing writes
-        raise DiskError(f"cannot create {path}: {error}") from error
+@dataclass(frozen=True)
+class Skeleton:
+    """A cache without its columns' data: where each lies, and the bytes of HDF5 between them.
+
+    Attributes
+    ----------
+    offsets : name -> byte offset of every dataset.
+    metadata : HDF5's own bytes, as pairs of offset and bytes; a few kB whatever the size.
+    size_bytes : length of the whole file.
+    """
+
+    offsets: Mapping[str, int]
+    metadata: Sequence[tuple[int, bytes]]
+    size_bytes: int
+
+
+class _SparseFile(io.RawIOBase):
+    """A file in memory that keeps what is written and nothing of the holes between.
+
+    HDF5 writes to it as to any Python file object, so that every byte which reaches the disk goes
+    through `Disk`. Datasets are allocated but never filled: only metadata arrives here.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pieces: list[tuple[int, bytes]] = []
+        self.size_bytes = 0
+        self._position = 0
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self.size_bytes}[whence]
+        self._position = base + offset
+        return self._position
+
+    def tell(self) -> int:
+        return self._position
+
+    def write(self, data: Any) -> int:
+        self.pieces.append((self._position, bytes(data)))
+        self._position += len(data)
+        self.size_bytes = max(self.size_bytes, self._position)
+        return len(data)
+
+    def readinto(self, buffer: Any) -> int:
+        length = min(len(buffer), max(0, self.size_bytes - self._position))
+        found = bytearray(length)  # holes read as zeros
+        for start, piece in self.pieces:
+            at = start - self._position
+            first, last = max(0, at), min(length, at + len(piece))
+            if first < last:
+                found[first:last] = piece[first - at : last - at]
+        buffer[:length] = found
+        self._position += length
+        return length
+
+    def truncate(self, size_bytes: int | None = None) -> int:
+        self.size_bytes = self._position if size_bytes is None else size_bytes
+        assert all(start + len(piece) <= self.size_bytes for start, piece in self.pieces)
+        return self.size_bytes
+
+
+def build_skeleton(layout: Mapping[str, Column], attributes: Mapping[str, str]) -> Skeleton:
+    """Let HDF5 lay out the whole file in memory; nothing touches the disk."""
+    sparse = _SparseFile()
+    with h5py.File(
+        sparse,
+        "w",
+        libver="latest",
+        alignment_threshold=1,
+        alignment_interval=ALIGNMENT,
+    ) as file:
+        for name, text in attributes.items():
+            _fixed_attribute(file, name, text)
+        offsets = {name: _allocate_dataset(file, name, column) for name, column in layout.items()}
+    return Skeleton(offsets, sparse.pieces, sparse.size_bytes)
 
 
 def _fixed_attribute(file: h5py.File, name: str, text: str) -> None:
@@ -94,21 +152,22 @@ def _allocate_dataset(file: h5py.File, name: str, column: Column) -> int:
     return int(dataset.get_offset())
 
 
-def fill(
+def write_skeleton(
     path: Path,
+    skeleton: Skeleton,
     layout: Mapping[str, Column],
-    offsets: Mapping[str, int],
     arrays: Mapping[str, np.ndarray],
     disk: Disk,
 ) -> None:
-    """Reserve the space of the whole file, write the fixed columns, and sync."""
-    fd = disk.open(path)
+    """Make the file, reserve the space of all of it, write metadata and fixed columns, sync."""
+    fd = disk.create(path)
     try:
-        end = max(offsets[name] + column.nbytes for name, column in layout.items())
-        disk.allocate(fd, max(end, os.fstat(fd).st_size))
+        disk.allocate(fd, skeleton.size_bytes)
+        for offset, data in skeleton.metadata:
+            disk.write(fd, data, offset)
         for name, array in arrays.items():
             data = np.ascontiguousarray(array, dtype=layout[name].dtype)
-            disk.write(fd, data.reshape(-1).view(np.uint8).data, offsets[name])
+            disk.write(fd, data.reshape(-1).view(np.uint8).data, skeleton.offsets[name])
         disk.sync(fd)
     finally:
         disk.close(fd)

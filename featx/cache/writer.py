@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import time
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -24,10 +25,12 @@ from featx.cache.layout import (
     canonical_json,
     columns,
     fingerprint,
+    runs,
 )
 from featx.cache.reader import PARTIAL_SUFFIX, CacheFile, open_cache
 from featx.cache.seal import seal_of, sealed
-from featx.cache.skeleton import Rows, build_skeleton, fill
+from featx.cache.skeleton import Rows, build_skeleton, write_skeleton
+from featx.errors import DiskError
 
 COMMIT_INTERVAL_S: Final = 1.0
 COMMIT_BYTES: Final = 64 * 2**20
@@ -49,8 +52,8 @@ class CacheWriter:
     def __init__(self, file: CacheFile, *, disk: Disk) -> None:
         self.file = file
         self._disk = disk
-        self._fd = disk.open(file.path)
         self._status = file.read("status")
+        self._fd = disk.open(file.path)
         self._uncommitted: list[tuple[int, int]] = []  # (row, status) whose data is written
         self._uncommitted_bytes = 0
         self._committed_at = time.monotonic()
@@ -110,9 +113,8 @@ class CacheWriter:
         temporary = path.with_name(path.name + ".tmp")
         try:
             with told_as_disk_error(path, "create"):
-                path.parent.mkdir(parents=True, exist_ok=True)
-                offsets = build_skeleton(temporary, layout, attributes)
-                fill(temporary, layout, offsets, arrays, disk)
+                disk.make_folder(path.parent)
+                write_skeleton(temporary, build_skeleton(layout, attributes), layout, arrays, disk)
             if source is not None and source_rows is not None:
                 writer = cls(open_cache(temporary), disk=disk)
                 try:
@@ -122,7 +124,8 @@ class CacheWriter:
                     writer.close()
             disk.rename(temporary, partial_path(path))
         except BaseException:
-            temporary.unlink(missing_ok=True)
+            with suppress(DiskError):  # what stays of it is overwritten by the next run
+                disk.remove(temporary)
             raise
         return cls.resume(path, disk=disk)
 
@@ -152,6 +155,8 @@ class CacheWriter:
         self._write_rows("features", rows, features)
         self._write_rows("crc32", rows, crc32)
         self._write_rows("sha256", rows, sha256)
+        # a run that was killed may have failed this row, and left its reason
+        self._write_rows("errors", rows, np.zeros(len(rows), f"S{ERROR_BYTES}"))
         self._settle(rows, np.full(len(rows), Status.DONE, np.uint8), features.nbytes)
 
     def fail(self, row: int, status: int, reason: str, sha256: bytes = bytes(32)) -> None:
@@ -175,13 +180,19 @@ class CacheWriter:
         """Force what was put to disk, then the status bytes that vouch for it, then those."""
         if not self._uncommitted:
             return
-        with told_as_disk_error(self.file.path, "write"):
-            self._disk.datasync(self._fd)
-            order = sorted(self._uncommitted)
-            rows = np.array([row for row, _ in order])
-            status = np.array([status for _, status in order], np.uint8)
-            self._write_rows("status", rows, status)
-            self._disk.datasync(self._fd)
+        order = sorted(self._uncommitted)
+        rows = np.array([row for row, _ in order])
+        status = np.array([status for _, status in order], np.uint8)
+        try:
+            with told_as_disk_error(self.file.path, "write"):
+                self._disk.datasync(self._fd)
+                self._write_rows("status", rows, status)
+                self._disk.datasync(self._fd)
+        except DiskError:
+            # After a sync that failed the system may have dropped what was written, and a second
+            # sync would not tell: these rows stay pending.
+            self._uncommitted, self._uncommitted_bytes = [], 0
+            raise
         self._status[rows] = status
         self._uncommitted, self._uncommitted_bytes = [], 0
         self._committed_at = time.monotonic()
@@ -214,25 +225,23 @@ class CacheWriter:
 
     def close(self) -> None:
         """Close the file; what was not committed is done again by a later resume."""
-        if self._fd >= 0:
-            self._disk.close(self._fd)
-            self._fd = -1
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            with told_as_disk_error(self.file.path, "close"):
+                self._disk.close(fd)
 
     def _copy_rows(self, source: CacheFile, source_rows: np.ndarray) -> None:
         """Take settled rows over from another cache of the same spec."""
         targets = np.flatnonzero(source_rows >= 0)
-        maps = {
-            name: source.map(name) for name in ("features", "crc32", "sha256", "errors", "status")
-        }
-        step = max(
-            1, _COPY_ROWS_BYTES // max(1, self._features.nbytes // max(1, len(self._status)))
-        )
+        step = max(1, _COPY_ROWS_BYTES // max(1, self._features.row_bytes))
         for start in range(0, len(targets), step):
             rows = targets[start : start + step]
-            taken = {name: mapped[source_rows[rows]] for name, mapped in maps.items()}
-            for name in ("features", "crc32", "sha256", "errors"):
-                self._write_rows(name, rows, taken[name])
-            self._settle(rows, taken["status"], taken["features"].nbytes)
+            wanted = source_rows[rows]
+            for name in ("crc32", "sha256", "errors"):
+                self._write_rows(name, rows, source.take(name, wanted))
+            features = source.take("features", wanted)
+            self._write_rows("features", rows, features)
+            self._settle(rows, source.take("status", wanted), features.nbytes)
 
     def _settle(self, rows: np.ndarray, status: np.ndarray, nbytes: int) -> None:
         self._uncommitted.extend(zip(rows.tolist(), status.tolist(), strict=True))
@@ -243,23 +252,14 @@ class CacheWriter:
 
     def _write_rows(self, name: str, rows: np.ndarray, values: np.ndarray) -> None:
         column, offset = self.file.columns[name], self.file.offsets[name]
-        row_bytes = column.nbytes // len(self._status)
         values = np.ascontiguousarray(values, dtype=column.dtype)
         with told_as_disk_error(self.file.path, "write"):
-            for start, stop in _runs(rows):
+            for start, stop in runs(rows):
                 self._disk.write(
                     self._fd,
                     values[start:stop].reshape(-1).view(np.uint8).data,
-                    offset + int(rows[start]) * row_bytes,
+                    offset + int(rows[start]) * column.row_bytes,
                 )
-
-
-def _runs(rows: np.ndarray) -> Iterator[tuple[int, int]]:
-    """Slices of `rows` whose numbers follow one another, so that each is one write."""
-    if not len(rows):
-        return
-    breaks = np.flatnonzero(np.diff(rows) != 1) + 1
-    yield from zip([0, *breaks.tolist()], [*breaks.tolist(), len(rows)], strict=True)
 
 
 def _cut_utf8(text: str, length: int) -> bytes:
