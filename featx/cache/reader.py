@@ -11,14 +11,22 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
 
-import h5py
 import numpy as np
 
-from featx.cache.layout import ATTRIBUTES, FORMAT, Column, Status, columns, fingerprint, runs
+from featx.cache.layout import (
+    ATTRIBUTES,
+    FORMAT,
+    Column,
+    Status,
+    canonical_json,
+    columns,
+    fingerprint,
+    runs,
+)
+from featx.cache.metadata import Stored, read_metadata
 from featx.errors import CacheError
 
 PARTIAL_SUFFIX: Final = ".partial"
-_MAX_ATTRIBUTE_BYTES: Final = 65_536
 _MAX_FEATURE_AXES: Final = 3  # a map; a vector has one
 
 
@@ -114,7 +122,7 @@ class CacheFile:
         text = self.read("run").tobytes().rstrip(b"\0")
         try:
             report = json.loads(text) if text else {}
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise CacheError(f"{self.path}: its run report is damaged ({error})") from error
         if not isinstance(report, dict):
             raise CacheError(f"{self.path}: its run report is damaged (not a JSON object)")
@@ -148,15 +156,7 @@ def open_cache(path: str | os.PathLike[str], *, partial: bool = False) -> CacheF
         raise CacheError(_missing(path))
     if path.name.endswith(PARTIAL_SUFFIX) and not partial:
         raise CacheError(f"{path} is unfinished; run the same `featx extract` again to complete it")
-    size_bytes = path.stat().st_size
-    try:
-        with h5py.File(path, "r", locking=False) as file:
-            return _look_over(file, path, size_bytes)
-    except CacheError:
-        raise
-    except (OSError, RuntimeError, ValueError, KeyError, TypeError, UnicodeError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CacheError(f"{path} is not a featx cache, or is damaged: {reason}") from error
+    return _look_over(path, path.stat().st_size)
 
 
 def _missing(path: Path) -> str:
@@ -169,23 +169,21 @@ def _missing(path: Path) -> str:
     return f"there is no cache at {path}; make one with `featx extract`"
 
 
-def _look_over(file: h5py.File, path: Path, size_bytes: int) -> CacheFile:
-    attributes = _read_attributes(file, path)
-    _check_format(attributes["format"], path)
-    datasets = {name: _plain_dataset(file, name, path) for name in _root_names(file, path)}
-    expected = _expected_columns(datasets, path)
+def _look_over(path: Path, size_bytes: int) -> CacheFile:
+    metadata = read_metadata(path, lambda found: _check_format(_texts(found, path), path))
+    attributes = _texts(metadata.attributes, path)
+    expected = _expected_columns(metadata.datasets, path)
     offsets = {}
     for name, column in expected.items():
-        dataset = datasets[name]
-        if dataset.shape != column.shape or dataset.dtype.str != column.dtype.str:
+        stored = metadata.datasets[name]
+        if stored.shape != column.shape or stored.dtype.str != column.dtype.str:
             raise CacheError(
-                f"{path}: dataset {name!r} is {dataset.dtype.str}{dataset.shape}, "
+                f"{path}: dataset {name!r} is {stored.dtype.str}{stored.shape}, "
                 f"expected {column.dtype.str}{column.shape}; the file is damaged or not a cache"
             )
-        offset = dataset.id.get_offset()
-        if offset is None or offset + column.nbytes > size_bytes:
+        if stored.offset + column.nbytes > size_bytes:
             raise CacheError(f"{path} is cut short: dataset {name!r} reaches past its end")
-        offsets[name] = int(offset)
+        offsets[name] = stored.offset
     _check_apart(expected, offsets, path)
     spec, plan = (_json_object(attributes[name], name, path) for name in ("spec", "plan"))
     if fingerprint(spec) != attributes["fingerprint"]:
@@ -202,44 +200,20 @@ def _look_over(file: h5py.File, path: Path, size_bytes: int) -> CacheFile:
     )
 
 
-def _root_names(file: h5py.File, path: Path) -> list[str]:
-    names = [name.decode("utf-8", "replace") for name in file.id]
-    for name in names:
-        if not isinstance(file.get(name, getlink=True), h5py.HardLink):
-            raise CacheError(f"{path}: {name!r} is a link; a featx cache has none")
-    return names
-
-
-def _plain_dataset(file: h5py.File, name: str, path: Path) -> h5py.Dataset:
-    if h5py.h5o.get_info(file.id, name.encode()).type != h5py.h5o.TYPE_DATASET:
-        raise CacheError(f"{path}: {name!r} is not a dataset; this is not a featx cache")
-    dataset = h5py.Dataset(h5py.h5d.open(file.id, name.encode()))
-    plist = dataset.id.get_create_plist()
-    if (
-        plist.get_layout() != h5py.h5d.CONTIGUOUS
-        or plist.get_nfilters()
-        or plist.get_external_count()
-    ):
-        raise CacheError(
-            f"{path}: dataset {name!r} is not stored plainly (contiguous, unfiltered, inside "
-            "the file); this is not a featx cache"
-        )
-    return dataset
-
-
-def _expected_columns(datasets: Mapping[str, h5py.Dataset], path: Path) -> dict[str, Column]:
+def _expected_columns(datasets: Mapping[str, Stored], path: Path) -> dict[str, Column]:
     """The layout that the file's own sizes imply; every dataset is then held against it."""
     needed = columns(1, (1,), "float32", 1, 1, 1)
     if set(datasets) != set(needed):
         wrong = ", ".join(sorted(set(datasets) ^ set(needed)))
         raise CacheError(f"{path} is not a featx cache: missing or unexpected datasets: {wrong}")
     features, paths, names = datasets["features"], datasets["paths"], datasets["classes"]
-    if not 2 <= features.ndim <= 1 + _MAX_FEATURE_AXES or features.dtype.str not in ("<f4", "<f2"):
+    n_axes = len(features.shape)
+    if not 2 <= n_axes <= 1 + _MAX_FEATURE_AXES or features.dtype.str not in ("<f4", "<f2"):
         raise CacheError(
             f"{path}: features are {features.dtype.str}{features.shape}, expected float32 or "
             "float16 with one row per image"
         )
-    if paths.ndim != 1 or names.ndim != 1 or paths.dtype.kind != "S" or names.dtype.kind != "S":
+    if any(len(text.shape) != 1 or text.dtype.kind != "S" for text in (paths, names)):
         raise CacheError(f"{path}: paths or classes are no fixed-length text; not a featx cache")
     return columns(
         paths.shape[0],
@@ -258,28 +232,25 @@ def _check_apart(expected: Mapping[str, Column], offsets: Mapping[str, int], pat
             raise CacheError(f"{path} is damaged: datasets {first!r} and {second!r} overlap")
 
 
-def _read_attributes(file: h5py.File, path: Path) -> dict[str, str]:
+def _texts(attributes: Mapping[str, bytes | None], path: Path) -> dict[str, str]:
     found = {}
     for name in ATTRIBUTES:
-        if name not in file.attrs:
+        if name not in attributes:
             raise CacheError(f"{path} is not a featx cache (it has no attribute {name!r})")
-        attribute = file.attrs.get_id(name)
-        if attribute.shape != () or attribute.dtype.kind != "S":
+        value = attributes[name]
+        if value is None:
             raise CacheError(
                 f"{path}: attribute {name!r} is no fixed-length text; not a featx cache"
             )
-        if attribute.dtype.itemsize > _MAX_ATTRIBUTE_BYTES:
-            raise CacheError(f"{path}: attribute {name!r} is too long for a featx cache")
-        value = np.empty((), attribute.dtype)
-        attribute.read(value)
-        found[name] = value.tobytes().rstrip(b"\0").decode("utf-8", "surrogateescape")
+        found[name] = value.rstrip(b"\0").decode("utf-8", "surrogateescape")
     return found
 
 
-def _check_format(text: str, path: Path) -> None:
+def _check_format(attributes: Mapping[str, str], path: Path) -> None:
+    text = attributes["format"]
     kind, _, number = text.rpartition(" ")
-    if kind != "featx cache" or not number.isdecimal():
-        raise CacheError(f"{path} is not a featx cache (format {text!r})")
+    if kind != "featx cache" or not (number.isdecimal() and len(number) < 10):
+        raise CacheError(f"{path} is not a featx cache (format {text[:40]!r})")
     if int(number) > FORMAT:
         raise CacheError(
             f"{path} has format {number}, this featx reads up to {FORMAT}; "
@@ -290,6 +261,7 @@ def _check_format(text: str, path: Path) -> None:
 def _json_object(text: str, name: str, path: Path) -> dict[str, Any]:
     try:
         value = json.loads(text)
+        canonical_json({name: value})  # NaN and what is nested too deep have no canonical form
     except (ValueError, RecursionError) as error:
         raise CacheError(f"{path} is damaged: its {name} is not JSON ({error})") from error
     if not isinstance(value, dict):
