@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import io
 import os
+import re
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,12 +99,14 @@ def read_csv(path: Path) -> ImageList:
 
 def _header(path: Path, text: str) -> tuple[str, list[str]]:
     """Return the delimiter and the lower-case column names of a CSV's first line."""
-    first = text.split("\n", maxsplit=1)[0].rstrip("\r")
+    first = re.split(r"[\r\n]", text, maxsplit=1)[0]  # old spreadsheets of the Mac end lines in \r
     for delimiter in ",;\t":
         # strict=False: whatever the file is, the message below says what its first line looks like
-        header = [
-            name.strip().lower() for name in next(csv.reader([first], delimiter=delimiter), [])
-        ]
+        try:
+            cells = next(csv.reader([first], delimiter=delimiter), [])
+        except csv.Error:  # no text at all
+            continue
+        header = [name.strip().lower() for name in cells]
         if "path" in header:
             twice = [name for name, n in Counter(header).items() if n > 1 and name]
             if twice:

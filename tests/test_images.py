@@ -320,7 +320,7 @@ def csv_of(root: Path, text: str, encoding: str = "utf-8") -> Path:
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
-@pytest.mark.parametrize("newline", ["\n", "\r\n"])
+@pytest.mark.parametrize("newline", ["\n", "\r\n", "\r"])
 def test_a_csv_gives_labels_splits_and_groups(tmp_path: Path, encoding: str, newline: str) -> None:
     make(tmp_path, "x/b.jpg", "x/a, comma.jpg", "c")
     lines = [
@@ -370,6 +370,7 @@ def test_files_outside_the_folder_of_the_list_move_the_root(tmp_path: Path) -> N
     [
         ("file,label\na.jpg,owl\n", "has no column 'path': its first line is 'file,label'"),
         ("", "has no column 'path'"),
+        ("x" * 200_000, "has no column 'path'"),  # longer than the csv module takes a field
         ("path,label,label\na.jpg,x,y\n", "the column 'label' is there twice"),
         ("path,label\na.jpg,owl\nb.jpg,owl\n./a.jpg,owl\n", "lists ./a.jpg twice: lines 2 and 4"),
         ("path,split\na.jpg,train\nb.jpg,dev\n", "line 3: unknown split 'dev'; expected train"),
