@@ -13,7 +13,9 @@ from sklearn.base import BaseEstimator, TransformerMixin
 
 from featx.decoding import from_pil
 from featx.errors import ImageError, InputError
-from featx.forward import Picture, run
+from featx.forward import run
+from featx.isolation import IsolatedLoader
+from featx.loading import Picture
 from featx.pipeline import MemorySink, Pipeline, build_pipeline
 from featx.specs import ExtractOptions
 
@@ -104,11 +106,12 @@ class FeatureExtractor(TransformerMixin, BaseEstimator):
 
         def load(image: Any) -> Picture:
             if isinstance(image, (str, os.PathLike)):
-                return pipeline.loader(Path(image))
+                return load_file(Path(image))
             pixels = pipeline.backbone.transform.resize_crop(_pixels(image), mode=self.decode)  # type: ignore[arg-type]
             return Picture(pixels, bytes(32))
 
-        run(enumerate(X), load, engine=pipeline.engine, sink=sink, workers=self.workers)
+        with IsolatedLoader(pipeline.loader) as load_file:  # starts nothing without a path
+            run(enumerate(X), load, engine=pipeline.engine, sink=sink, workers=self.workers)
         if sink.failed:
             row, (status, reason) = min(sink.failed.items())
             named = f" ({X[row]})" if isinstance(X[row], (str, os.PathLike)) else ""

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Final, Literal, Protocol, TypeVar
+from dataclasses import dataclass
+from typing import Final, Protocol, TypeVar
 
 import numpy as np
 
-from featx.decoding import DecodeOptions, decode, read_image
 from featx.engines.base import Engine
 from featx.errors import ImageError
-from featx.transforms import Transform
+from featx.loading import Picture
 
 Item = TypeVar("Item")
 
@@ -35,14 +32,6 @@ class Sink(Protocol):
     def fail(self, row: int, status: int, reason: str, sha256: bytes) -> None:
         """Take note that the image of `row` has no features, and why."""
         ...
-
-
-@dataclass(frozen=True)
-class Picture:
-    """One image ready for the network: (crop, crop, 3) uint8, and its file's SHA-256."""
-
-    pixels: np.ndarray
-    sha256: bytes
 
 
 @dataclass
@@ -64,32 +53,6 @@ class StageTimes:
     def images_per_s(self) -> float:
         """Images settled per second of wall time."""
         return (self.done + self.failed) / self.wall_s if self.wall_s else 0.0
-
-
-@dataclass(frozen=True)
-class Loader:
-    """Reads, decodes, resizes and crops one file.
-
-    Attributes
-    ----------
-    transform : the backbone's preprocessing.
-    options : EXIF and size rules of decoding.
-    mode : ``exact`` or ``fast``, see `featx.transforms`.
-    """
-
-    transform: Transform
-    options: DecodeOptions = field(default_factory=DecodeOptions)
-    mode: Literal["exact", "fast"] = "fast"
-
-    def __call__(self, path: Path) -> Picture:
-        data = read_image(path)
-        sha256 = hashlib.sha256(data).digest()
-        try:
-            pixels = decode(data, self.options, fast=self.mode == "fast")
-            return Picture(self.transform.resize_crop(pixels, mode=self.mode), sha256)
-        except ImageError as error:
-            error.sha256 = sha256
-            raise
 
 
 def default_workers() -> int:
@@ -189,7 +152,8 @@ def _loaded(
         while queue:
             yield next_done()
     finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+        # Not waited for: after an error or a stop, a file may be hanging. Otherwise all are done.
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _settle(

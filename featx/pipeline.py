@@ -15,7 +15,9 @@ from featx.decoding import DecodeOptions
 from featx.devices import Device, Precision, check_precision, default_batch_size, resolve_device
 from featx.engines.eager import EagerEngine
 from featx.errors import HeadError, InputError, WeightsError
-from featx.forward import Loader, Sink, StageTimes, run
+from featx.forward import Sink, StageTimes, run
+from featx.isolation import IsolatedLoader
+from featx.loading import Loader
 from featx.specs import ExtractOptions
 from featx.transforms import Transform
 
@@ -41,8 +43,12 @@ class Pipeline:
     precision: Precision
 
     def run(self, files: Iterable[tuple[int, Path]], sink: Sink, **keywords: Any) -> StageTimes:
-        """Send pairs of row number and file into `sink`; keywords as in `featx.forward.run`."""
-        return run(files, self.loader, engine=self.engine, sink=sink, **keywords)
+        """Send pairs of row number and file into `sink`; keywords as in `featx.forward.run`.
+
+        Files are decoded in processes of their own: one that crashes or hangs its decoder fails.
+        """
+        with IsolatedLoader(self.loader) as load:
+            return run(files, load, engine=self.engine, sink=sink, **keywords)
 
 
 def build_pipeline(

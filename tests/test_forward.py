@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from featx.errors import ImageError
-from featx.forward import Loader, Picture, run
+from featx.forward import run
+from featx.loading import Loader, Picture
 from featx.pipeline import MemorySink
 from featx.transforms import Transform
 

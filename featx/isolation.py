@@ -1,0 +1,196 @@
+"""Decoding in processes of their own, so that a decoder that crashes or hangs costs one file.
+
+Image decoders are C code that reads what strangers wrote. In this process a fault of theirs would
+end the run; in another, `featx.worker`, it ends that one, and a new one takes its place. This
+keeps a run whole; it is no sandbox: the processes may do what the user may.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+import warnings
+from pathlib import Path
+from typing import Final, Self
+
+from featx.child import Child, DefectError, DiedError, HungError, NotStartedError
+from featx.errors import FeatxError, ImageError
+from featx.loading import Loader, Picture
+
+CRASHED: Final = 5  # the cache's status for a decoder that crashed or hung
+UNREADABLE: Final = 2  # for a file that could not be read, to be tried again at the next run
+_CLOSE_S: Final = 5.0
+
+
+class IsolatedLoader:
+    """A `Loader` whose work is done in other processes; a context manager.
+
+    To be called from several threads at once. Each call borrows a process that has nothing to do,
+    or starts one: there are never more than calls at the same time.
+
+    A file that crashes its process is tried once more in a new one, because the system may have
+    killed the first for want of memory. Where no process can be started at all (a sandbox, a
+    frozen program) files are decoded in this one, with a warning.
+
+    Parameters
+    ----------
+    loader : what the processes load with; must be picklable.
+    timeout_s : how long reading a file may take, and how long decoding it.
+
+    Examples
+    --------
+    >>> with IsolatedLoader(loader) as load:  # doctest: +SKIP
+    ...     picture = load(Path("a.jpg"))
+    """
+
+    def __init__(self, loader: Loader, *, timeout_s: float = 30.0) -> None:
+        self._loader = loader
+        self._timeout_s = timeout_s
+        self._changed = threading.Condition()
+        self._idle: list[Child] = []
+        self._all: set[Child] = set()  # also those at work
+        self._n = 0  # those in `_all`, and those being started
+        self._limit = sys.maxsize
+        self._has_started = self._in_process = self._closed = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __call__(self, path: Path) -> Picture:
+        """The picture in a file.
+
+        Raises
+        ------
+        ImageError
+            The file cannot be used: what `Loader` raises, status 5 where it crashed its decoder
+            twice or decoding took more than `timeout_s`, status 2 where reading took so long.
+        RuntimeError
+            The decoding itself has a defect; with the traceback.
+        FeatxError
+            No process takes the place of one that crashed.
+        """
+        path = Path(path).absolute()
+        sha256 = bytes(32)
+        for last in (False, True):
+            child = self._borrow()
+            if child is None:
+                return self._loader(path)
+            try:
+                picture = child.load(path)
+            except (ImageError, DefectError):  # full answers, both
+                self._give_back(child)
+                raise
+            except HungError as error:
+                self._discard(child)
+                raise self._too_slow(child.sha256, reading=error.reading) from error
+            except DiedError as error:
+                self._discard(child)
+                sha256 = child.sha256 if any(child.sha256) else sha256
+                if last or self._closed:
+                    words = f"crashed the decoder ({error})"
+                    raise ImageError(words, status=CRASHED, sha256=sha256) from error
+            except BaseException:  # Ctrl-C amid an answer
+                self._discard(child)
+                raise
+            else:
+                self._give_back(child)
+                return picture
+        raise AssertionError("either attempt returns or raises")
+
+    def close(self) -> None:
+        """End every process, also those at work, whose calls then raise. May be repeated."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+            for child in self._all:
+                child.kill()
+            idle, self._idle = self._idle, []
+        for child in idle:
+            self._discard(child)
+        until = time.monotonic() + _CLOSE_S
+        with self._changed:  # calls return now; one that does not is stuck in the kernel
+            while self._all and time.monotonic() < until:
+                self._changed.wait(until - time.monotonic())
+
+    def _too_slow(self, sha256: bytes, *, reading: bool) -> ImageError:
+        doing, status = ("reading", UNREADABLE) if reading else ("decoding", CRASHED)
+        words = f"{doing} took more than {self._timeout_s:g} s"
+        return ImageError(words, status=status, sha256=sha256)
+
+    def _borrow(self) -> Child | None:
+        """A process with nothing to do; None: do it in this one."""
+        while True:
+            with self._changed:
+                while not (self._closed or self._in_process or self._idle or self._n < self._limit):
+                    self._changed.wait()
+                if self._closed:
+                    raise FeatxError("the loader has been closed")
+                if self._in_process:
+                    return None
+                child = self._idle.pop() if self._idle else None
+                self._n += child is None
+            if child is None:
+                child = self._new()
+            elif not child.is_alive:  # killed while it had nothing to do
+                self._discard(child)
+                continue
+            if child is not None:
+                return child
+
+    def _new(self) -> Child | None:
+        """A new process, ready; None where there can be no more than there are."""
+        child = None
+        try:
+            child = Child(self._loader, timeout_s=self._timeout_s)
+            with self._changed:
+                self._all.add(child)
+                if self._closed:  # in between
+                    child.kill()
+            child.wait_until_ready()
+        except NotStartedError as error:
+            self._discard(child)
+            self._do_with_less(error)
+            return None
+        except BaseException:
+            self._discard(child)
+            raise
+        self._has_started = True
+        return child
+
+    def _do_with_less(self, error: NotStartedError) -> None:
+        """Go on with the processes there are; without any, in this one, if none ever started."""
+        with self._changed:
+            self._limit = max(self._n, 1)
+            if self._n or self._closed or self._in_process:
+                return
+            if self._has_started:
+                raise FeatxError(f"no new process for decoding can be started: {error}") from error
+            self._in_process = True
+            self._changed.notify_all()
+        warnings.warn(
+            "images are decoded in this process, where a file that crashes the decoder ends the "
+            f"run, because no process can be started for it: {error}",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+
+    def _give_back(self, child: Child) -> None:
+        with self._changed:
+            if not self._closed:
+                self._idle.append(child)
+                self._changed.notify()
+                return
+        self._discard(child)
+
+    def _discard(self, child: Child | None) -> None:
+        """End a process, which makes room for another; None: one that was not even started."""
+        if child is not None:
+            child.end()
+        with self._changed:
+            self._all -= {child}
+            self._n -= 1
+            self._changed.notify_all()
