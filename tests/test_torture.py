@@ -1,0 +1,115 @@
+"""The torture of `benchmarks/torture.py` in small: killed, resumed, and the same bytes at the end.
+
+It runs as a program of its own: it forks, which a process that has computed with torch must not.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+PROGRAM = Path(__file__).parents[1] / "benchmarks" / "torture.py"
+
+pytestmark = [
+    pytest.mark.skipif(sys.platform != "linux", reason="forks, and adopts orphans as Linux does"),
+    pytest.mark.skipif(not PROGRAM.is_file(), reason="benchmarks/ is not part of this copy"),
+]
+
+# Each takes one mechanism out of featx and names what the torture must then find.
+DEFECTS = {
+    "committed rows were computed again": """
+import featx.extraction
+decide = featx.extraction.decide
+def forgetful(*args, **keywords):
+    return decide(*args, **{**keywords, "complete": None, "partial": None})
+featx.extraction.decide = forgetful
+""",
+    "has its final name and is not whole": """
+import featx.cache.writer
+from featx.cache.files import Disk
+featx.cache.writer.partial_path = lambda path: path
+featx.extraction.partial_path = lambda path: path
+rename = Disk.rename
+Disk.rename = lambda self, source, target: source == target or rename(self, source, target)
+""",
+    "differs from that of an undisturbed run": """
+import numpy as np
+import featx.cache.writer
+writer = featx.cache.writer.CacheWriter
+resume, write = writer.resume.__func__, writer._write_rows
+def forget_sums(self, name, rows, values):
+    write(self, name, rows, values * 0 if name == "crc32" and self.resumed else values)
+def resumed(cls, path, **keywords):
+    found = resume(cls, path, **keywords)
+    found.resumed = len(found.pending) < len(found.file)
+    return found
+writer.resumed, writer.resume, writer._write_rows = False, classmethod(resumed), forget_sums
+""",
+    "processes of a killed run are still there": """
+import os
+import featx.extraction
+build = featx.extraction.build_pipeline
+def with_an_orphan(*args, **keywords):
+    if not os.fork():
+        os.execvp("sleep", ["sleep", "30"])
+    return build(*args, **keywords)
+featx.extraction.build_pipeline = with_an_orphan
+import killed_run
+killed_run.SURVIVORS_S = 0.5
+""",
+}
+
+
+def torture(*arguments: str, defect: str = "") -> subprocess.CompletedProcess[str]:
+    code = f"import sys\nsys.path.insert(0, {str(PROGRAM.parent)!r})\n{defect}\n"
+    code += f"import torture\nif __name__ == '__main__':\n    sys.exit(torture.main({arguments!r}))"
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+
+
+def figures(*arguments: str) -> dict[str, Any]:
+    done = torture(*arguments)
+    assert done.returncode == 0, done.stderr
+    tally: dict[str, Any] = json.loads(done.stdout)
+    return tally
+
+
+def test_a_killed_run_resumes_to_the_same_bytes_and_repeats_nothing() -> None:
+    tally = figures("--kills", "5", "--images", "60", "--seed", "1")
+    assert tally["kills"] == 5
+    assert tally["completed"] >= 1
+    assert tally["computed_twice"] == 0
+
+
+@pytest.mark.slow
+def test_kills_in_every_phase_are_survived_and_the_command_gives_the_same_bytes() -> None:
+    tally = figures("--kills", "40", "--images", "120", "--seed", "2", "--command")
+    assert all(tally["by_phase"][phase] for phase in ("creating", "running", "finishing"))
+    assert all(tally["by_ending"].values())
+    assert tally["computed_twice"] == 0
+
+
+@pytest.mark.slow
+def test_a_folder_that_changes_between_kills_is_followed() -> None:
+    tally = figures("--kills", "25", "--images", "80", "--seed", "3", "--changing")
+    assert tally["folder_changes"] > 10
+    assert tally["completed"] > 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("finding", DEFECTS)
+def test_the_torture_finds_a_mechanism_taken_out(finding: str) -> None:
+    done = torture("--kills", "30", "--images", "60", defect=DEFECTS[finding])
+    assert done.returncode == 1, done.stdout
+    assert finding in done.stderr
