@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final, Literal, get_args
 
@@ -118,6 +120,23 @@ def check_precision(device: Device, precision: str | None = None) -> Precision:
             f"{' and '.join(able[device.kind])}; choose one of these or another --device"
         )
     return precision  # type: ignore[return-value]  # narrowed by the test against PRECISIONS
+
+
+@contextmanager
+def torch_threads(count: int) -> Iterator[None]:
+    """Let PyTorch compute with `count` CPU threads inside the block.
+
+    The number matters to the bits: several threads add up their parts of a sum in another order
+    than one does (MobileNetV2 and DenseNet differ in the seventh digit).
+    """
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def default_batch_size(device: Device) -> int:

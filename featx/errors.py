@@ -41,6 +41,12 @@ class TooManyFailedError(FeatxError):
     exit_code = EXIT_UNEXPECTED
 
 
+class StoppedError(FeatxError):
+    """The run was asked to stop and did so between two batches; what is done is kept."""
+
+    exit_code = EXIT_INTERRUPTED
+
+
 class ImageError(FeatxError):
     """One image file that cannot become pixels.
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -15,22 +14,24 @@ from featx.cache import (
     CacheWriter,
     Decision,
     Rows,
-    Status,
+    Trust,
     cache_lock,
     decide,
     open_cache,
     partial_path,
     split_counts,
 )
-from featx.devices import Device, default_batch_size
-from featx.engines.base import Engine
-from featx.errors import CacheError, DiskError, InputError, TooManyFailedError
+from featx.devices import Device, default_batch_size, torch_threads
+from featx.errors import CacheError, DiskError, InputError
+from featx.failures import StopAtFailure, check_failures, check_settled
 from featx.featureset import FeatureSet, feature_set
 from featx.forward import StageTimes, default_workers
+from featx.image_hashes import ImageHashes
 from featx.images import ImageTable, list_images
-from featx.pipeline import build_pipeline
+from featx.pipeline import Pipeline, build_pipeline
 from featx.plans import check_plan, make_plan, plans_by_row
-from featx.specs import ExtractOptions, default_name, make_spec
+from featx.specs import ExtractOptions, ExtractRules, default_name, make_spec
+from featx.transforms import Transform
 
 
 @dataclass(frozen=True)
@@ -53,18 +54,39 @@ class Extraction:
 
 @dataclass(frozen=True)
 class Listener:
-    """Where an extraction says what it does; the defaults say nothing.
+    """Where an extraction says what it does, and is told to stop; the defaults do neither.
 
     Attributes
     ----------
     tell : called with a sentence.
     start : called with the number of images to compute, once.
     advance : called with the number of images settled since.
+    stop : asked after every batch; once it says true, no other is begun.
     """
 
     tell: Callable[[str], None] = lambda sentence: None
     start: Callable[[int], None] = lambda total: None
     advance: Callable[[int], None] = lambda count: None
+    stop: Callable[[], bool] = lambda: False
+
+
+@dataclass(frozen=True)
+class Source:
+    """Images to extract, and the cache to extract them into.
+
+    Attributes
+    ----------
+    images : folder, list or glob as given.
+    target : the cache file.
+    damaged : rows of a damaged finished cache that must not be used; None where it is sound.
+    transform : replaces the preprocessing that comes with the weights.
+    """
+
+    images: str
+    table: ImageTable
+    target: Callable[[Backbone], Path]
+    damaged: frozenset[int] | None = None
+    transform: Transform | None = None
 
 
 def extract(
@@ -72,10 +94,6 @@ def extract(
     *,
     cache_dir: str | os.PathLike[str] = "cache",
     out: str | os.PathLike[str] | None = None,
-    fresh: bool = False,
-    prune: bool = False,
-    retry_failed: bool = False,
-    mix_plans: bool = False,
     **options: Any,
 ) -> FeatureSet:
     """Features of a folder of images: from the cache if they are there, else computed into it.
@@ -86,16 +104,15 @@ def extract(
         folder, a CSV, a text list, a glob, or the CUB-200-2011 archive.
     cache_dir : where caches of default names lie.
     out : the cache file, instead of the default name.
-    fresh : start over, replacing what is there.
-    prune : accept that the folder has moved or that more than a tenth of its images are gone.
-    retry_failed : try images again that failed before.
-    mix_plans : add rows even where machine, device or versions differ from those of the cache.
-    **options : fields of `ExtractOptions`: backbone, weights, cut, pool, decode, device, ….
+    **options : fields of `ExtractOptions` (backbone, weights, cut, pool, decode, device, …) and of
+        `ExtractRules` (fresh, prune, retry_failed, rehash, mix_plans, max_failed, on_error).
 
     Raises
     ------
     InputError, CacheError, LockedError, DiskError, WeightsError, TooManyFailedError
         See `featx.errors`. Rows that were committed before an error are kept for the next run.
+    ImageError
+        An image that cannot be used, with ``on_error="stop"``.
 
     Examples
     --------
@@ -103,16 +120,10 @@ def extract(
     >>> features.X.shape, features.y.shape  # doctest: +SKIP
     ((590, 1024), (590,))
     """
-    return run_extraction(
-        images,
-        ExtractOptions(**options),
-        cache_dir=cache_dir,
-        out=out,
-        fresh=fresh,
-        prune=prune,
-        retry_failed=retry_failed,
-        mix_plans=mix_plans,
-    ).features
+    rules = {field.name for field in fields(ExtractRules)}
+    asked = ExtractOptions(**{key: value for key, value in options.items() if key not in rules})
+    kept = {key: value for key, value in options.items() if key in rules}
+    return run_extraction(images, asked, cache_dir=cache_dir, out=out, **kept).features
 
 
 def run_extraction(
@@ -121,48 +132,49 @@ def run_extraction(
     *,
     cache_dir: str | os.PathLike[str] = "cache",
     out: str | os.PathLike[str] | None = None,
-    fresh: bool = False,
-    prune: bool = False,
-    retry_failed: bool = False,
-    mix_plans: bool = False,
     listener: Listener | None = None,
+    **rules: Any,
 ) -> Extraction:
-    """`extract`, with an account of what was done. Parameters and errors as there."""
-    listener = listener or Listener()
+    """`extract`, with an account of what was done. Parameters and errors as there.
+
+    Raises
+    ------
+    StoppedError
+        `listener.stop` said so; the images done so far are kept.
+    """
+    listener, checked = listener or Listener(), ExtractRules(**rules)
     table = list_images(images, label_from=options.label_from, split_folders=options.split_folders)  # type: ignore[arg-type]  # checked by ExtractOptions
+
+    def target(backbone: Backbone) -> Path:
+        return _target(images, options, backbone, cache_dir, out)
+
+    return fill_cache(Source(os.fspath(images), table, target), options, checked, listener)
+
+
+def fill_cache(
+    source: Source, options: ExtractOptions, rules: ExtractRules, listener: Listener
+) -> Extraction:
+    """Bring the cache of `source` up to date. Errors as in `extract` and `run_extraction`."""
+    table = source.table
     for note in table_notes(table):
         listener.tell(note)
-    pipeline = build_pipeline(
-        options,
-        batch_size=lambda backbone, device: _planned_batch_size(
-            _target(images, options, backbone, cache_dir, out), device, fresh=fresh
-        ),
-    )
-    backbone, front, engine = pipeline.backbone, pipeline.front, pipeline.engine
-    for note in (*backbone.notes, *front.notes):
+    pipeline, plan = _planned(source, options, rules)
+    target = source.target(pipeline.backbone)
+    for note in (*pipeline.backbone.notes, *pipeline.front.notes):
         listener.tell(note)
-    target = _target(images, options, backbone, cache_dir, out)
-    spec = make_spec(options, table, backbone, front, engine.feature_shape, pipeline.precision)
-    workers = options.workers or default_workers()
-    plan = make_plan(engine, backbone, pipeline.device, workers=workers, seed=options.seed)
-    listener.tell(
-        f"{backbone.name} ({backbone.weights}), cut {front.cut}, {pipeline.precision} on "
-        f"{pipeline.device}, batches of {engine.batch_size}"
+    spec = make_spec(
+        options,
+        table,
+        pipeline.backbone,
+        pipeline.front,
+        pipeline.engine.feature_shape,
+        pipeline.precision,
     )
-
-    def look() -> Decision:
-        return decide(
-            _rows(table),
-            spec,
-            root=os.fspath(table.root),
-            complete=_existing(target) if not fresh else None,
-            partial=_existing(partial_path(target)) if not fresh else None,
-            same_content=lambda i, sha256: _has_content(table.file(i), sha256),
-            fresh=fresh,
-            prune=prune,
-            retry_failed=retry_failed,
-        )
-
+    listener.tell(
+        f"{pipeline.backbone.name} ({pipeline.backbone.weights}), cut {pipeline.front.cut}, "
+        f"{pipeline.precision} on {pipeline.device}, batches of {pipeline.engine.batch_size}"
+    )
+    look = _look(source, spec, target, rules)
     decision = look()
     if decision.action == "reuse" and decision.source is not None:  # needs no lock, writes nothing
         listener.tell(f"{decision}")
@@ -171,23 +183,31 @@ def run_extraction(
     with cache_lock(target):
         decision = look()  # again, now that no other run can change what is there
         listener.tell(f"{decision}")
-        check_plan(decision, plan, mix_plans=mix_plans)
-        writer = _writer(target, table, spec, plan, engine, decision)
+        check_plan(decision, plan, mix_plans=rules.mix_plans)
+        # now: the unfinished cache that rows are taken from is about to be replaced
+        plans = plans_by_row(decision, plan, (decision.source_rows < 0).nonzero()[0])
+        writer = _writer(target, table, spec, plan, pipeline.engine.feature_shape, decision)
         try:
             pending = writer.pending
-            plans = plans_by_row(decision, plan, pending)
-            writer.write_run({"plans": plans})
+            report: dict[str, Any] = {
+                "source": os.path.abspath(source.images),  # noqa: PTH100 (a glob is no path)
+                "plans": plans,
+            }
+            writer.write_run(report)
             listener.start(len(pending))
-            times = pipeline.run(
-                ((int(row), table.file(int(row))) for row in pending),
-                writer,
-                dtype=options.dtype,
-                workers=workers,
-                progress=listener.advance,
-            )
+            with torch_threads(plan["threads"]):
+                times = pipeline.run(
+                    ((int(row), table.file(int(row))) for row in pending),
+                    writer if rules.on_error == "record" else StopAtFailure(writer, table),
+                    dtype=options.dtype,
+                    workers=plan["workers"],
+                    progress=listener.advance,
+                    stop=listener.stop,
+                )
             writer.commit()
-            _check_usable(writer.file)
-            report = make_report(times, decision, plans)
+            check_settled(writer)
+            check_failures(writer.file, rules.max_failed)
+            report |= make_report(times, decision)
             finished = writer.finish(target, report)
         except DiskError:
             raise  # nothing more can be written; what was committed before is kept
@@ -196,13 +216,11 @@ def run_extraction(
             raise
         finally:
             writer.close()
-    return Extraction(feature_set(finished), decision, report, times.batches)
+    return Extraction(feature_set(finished), decision, finished.run, times.batches)
 
 
-def make_report(
-    times: StageTimes, decision: Decision, plans: Sequence[Mapping[str, Any]]
-) -> dict[str, Any]:
-    """The run report, as JSON: what happened, how fast, and which rows under which plan."""
+def make_report(times: StageTimes, decision: Decision) -> dict[str, Any]:
+    """What a run did and how fast, as JSON for the run report."""
     return {
         "images": times.done + times.failed,
         "done": times.done,
@@ -214,7 +232,6 @@ def make_report(
             for name in ("wall", "decode", "wait", "forward", "write")
         },
         "workers": times.workers,
-        "plans": list(plans),
     }
 
 
@@ -264,25 +281,75 @@ def _target(
     return Path(out)
 
 
-def _planned_batch_size(target: Path, device: Device, *, fresh: bool) -> int:
-    """The batch size of the cache that is there, so that a resume replays it, or the default."""
-    for path in () if fresh else (partial_path(target), target):
+def _planned(
+    source: Source, options: ExtractOptions, rules: ExtractRules
+) -> tuple[Pipeline, dict[str, Any]]:
+    """The pipeline and its plan; a cache that is there has its own replayed."""
+    import torch
+
+    recorded: dict[str, Any] = {}
+
+    def batch_size(backbone: Backbone, device: Device) -> int:
+        recorded.update({} if rules.fresh else _recorded_plan(source.target(backbone), device))
+        return max(1, recorded.get("batch_size", default_batch_size(device)))
+
+    pipeline = build_pipeline(options, transform=source.transform, batch_size=batch_size)
+    if not rules.fresh and options.batch_size:
+        recorded = _recorded_plan(source.target(pipeline.backbone), pipeline.device)
+    threads = None if rules.mix_plans else recorded.get("threads")
+    plan = make_plan(
+        pipeline.engine,
+        pipeline.backbone,
+        pipeline.device,
+        workers=options.workers or default_workers(),
+        threads=max(1, threads or torch.get_num_threads()),
+        seed=options.seed,
+    )
+    return pipeline, plan
+
+
+def _recorded_plan(target: Path, device: Device) -> dict[str, int]:
+    """Batch size and threads of the cache that is there, so that a resume replays them."""
+    for path in (partial_path(target), target):
         if path.exists():
             try:
                 plan = open_cache(path, partial=True).plan
             except CacheError:  # told of where it matters: when the cache is about to be used
                 continue
-            if plan.get("device") == device.kind and isinstance(plan.get("batch_size"), int):
-                return max(1, plan["batch_size"])
-    return default_batch_size(device)
+            if plan.get("device") == device.kind:
+                names = ("batch_size", "threads")
+                return {name: plan[name] for name in names if isinstance(plan.get(name), int)}
+    return {}
 
 
-def _has_content(path: Path, sha256: bytes) -> bool:
-    try:
-        with path.open("rb") as stream:
-            return hashlib.file_digest(stream, "sha256").digest() == sha256
-    except OSError:
-        return False  # it will be told of when it is read again
+def _look(
+    source: Source, spec: Mapping[str, Any], target: Path, rules: ExtractRules
+) -> Callable[[], Decision]:
+    """What decides, each time it is called, from what then lies on the disk."""
+    table = source.table
+    hashes = ImageHashes(table.file)
+    trust = Trust(
+        rehash=rules.rehash,
+        # who stops at the first failure wants to meet it again
+        retry_failed=rules.retry_failed or rules.on_error == "stop",
+        damaged=source.damaged,
+    )
+
+    def look() -> Decision:
+        sound = not rules.fresh and source.damaged is None
+        return decide(
+            _rows(table),
+            spec,
+            root=os.fspath(table.root),
+            complete=_existing(target) if not rules.fresh else None,
+            partial=_existing(partial_path(target)) if sound else None,
+            hashes=hashes,
+            fresh=rules.fresh,
+            prune=rules.prune,
+            trust=trust,
+        )
+
+    return look
 
 
 def _writer(
@@ -290,7 +357,7 @@ def _writer(
     table: ImageTable,
     spec: Mapping[str, Any],
     plan: Mapping[str, Any],
-    engine: Engine,
+    feature_shape: tuple[int, ...],
     decision: Decision,
 ) -> CacheWriter:
     if decision.action == "resume":
@@ -301,19 +368,8 @@ def _writer(
         root=os.fspath(table.root),
         spec=spec,
         plan=decision.source.plan if decision.source else plan,  # of the rows that are kept
-        feature_shape=engine.feature_shape,
+        feature_shape=feature_shape,
         dtype=spec["dtype"],
         source=decision.source,
         source_rows=decision.source_rows,
     )
-
-
-def _check_usable(file: CacheFile) -> None:
-    """Stop before the rename where not a single image could be used."""
-    counts = {status.words: count for status, count in file.counts().items() if count}
-    if not file.counts()[Status.DONE]:
-        told = ", ".join(f"{count:,} {words}" for words, count in counts.items())
-        raise TooManyFailedError(
-            f"none of the {len(file):,} images could be used ({told}); nothing was finished, "
-            f"what is known lies in {file.path}. Mend the images, then say --retry-failed"
-        )

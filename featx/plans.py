@@ -16,15 +16,15 @@ from featx.engines.base import Engine
 from featx.errors import CacheError
 
 # What two plans must share before their rows may stand in one cache unasked: all that can change
-# a bit of a feature. The number of decoding threads cannot, nor where the weights' file lies.
-PLAN_BITS: Final = ("engine", "device", "batch_size", "machine", "versions")
+# a bit of a feature. The number of decoding workers cannot, nor where the weights' file lies.
+PLAN_BITS: Final = ("engine", "device", "batch_size", "threads", "machine", "versions")
 
 _MAX_PLANS: Final = 8  # so that the run report stays within its room in the file
 _MAX_RUNS: Final = 200
 
 
 def make_plan(
-    engine: Engine, backbone: Backbone, device: Device, *, workers: int, seed: int
+    engine: Engine, backbone: Backbone, device: Device, *, workers: int, threads: int, seed: int
 ) -> dict[str, Any]:
     """How an extraction runs on this machine, and where its weights lay, as JSON."""
     import PIL
@@ -36,7 +36,7 @@ def make_plan(
         "device": device.kind,
         "batch_size": engine.batch_size,
         "workers": workers,
-        "threads": torch.get_num_threads(),
+        "threads": threads,
         "weights": {"name": backbone.weights, "path": backbone.weights_path or "", "seed": seed},
         "machine": {
             "system": platform.system(),

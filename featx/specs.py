@@ -1,4 +1,4 @@
-"""What is asked of an extraction, as data: the options, the spec, the plan, the cache's name."""
+"""What is asked of an extraction, as data: options, rules, the spec, the cache's name."""
 
 from __future__ import annotations
 
@@ -71,6 +71,39 @@ class ExtractOptions:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InputError(f"{name} must be at least 1, got {value}")
+
+
+@dataclass(frozen=True)
+class ExtractRules:
+    """How an extraction treats the cache that is there, and images that cannot be used.
+
+    Attributes
+    ----------
+    fresh : start over, replacing what is there.
+    prune : accept that the folder has moved or that more than a tenth of its images are gone.
+    retry_failed : try images again whose content failed before; those that could not be read are
+        tried on every run.
+    rehash : read every file again; equal size and time of modification prove nothing.
+    mix_plans : add rows even where machine, device or versions differ from those of the cache.
+    max_failed : share of the images, 0 to 1, that may fail before the run counts as failed.
+    on_error : ``record`` an image that cannot be used and go on, or ``stop`` at the first.
+    """
+
+    fresh: bool = False
+    prune: bool = False
+    retry_failed: bool = False
+    rehash: bool = False
+    mix_plans: bool = False
+    max_failed: float = 0.1
+    on_error: str = "record"
+
+    def __post_init__(self) -> None:
+        if self.on_error not in ("record", "stop"):
+            raise InputError(f"on_error must be record or stop, got {self.on_error!r}")
+        if not 0 <= self.max_failed <= 1:
+            raise InputError(
+                f"max_failed must be a share from 0 to 1 (0.1 is a tenth), got {self.max_failed}"
+            )
 
 
 def make_spec(

@@ -33,7 +33,7 @@ def features_of(n: int = 10, d: int = 5) -> np.ndarray:
 
 
 def sha_of(n: int = 10) -> np.ndarray:
-    return np.arange(n * 32, dtype=np.uint8).reshape(n, 32)
+    return np.random.default_rng(1).integers(0, 256, (n, 32), np.uint8)
 
 
 def create(path: Path, rows: Rows | None = None, **changes: Any) -> CacheWriter:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +16,19 @@ from PIL import Image
 
 import featx
 from featx.backbones import load_backbone
-from featx.cache import CacheWriter, open_cache, partial_path, verify
+from featx.cache import CacheWriter, Status, open_cache, partial_path, verify
 from featx.engines.eager import EagerEngine
-from featx.errors import CacheError, InputError, TooManyFailedError, WeightsError
+from featx.errors import (
+    CacheError,
+    ImageError,
+    InputError,
+    StoppedError,
+    TooManyFailedError,
+    WeightsError,
+)
 from featx.extraction import Listener, run_extraction
-from featx.specs import ExtractOptions
+from featx.images import list_images
+from featx.specs import ExtractOptions, ExtractRules
 
 TINY: dict[str, Any] = {
     "backbone": "squeezenet1_1",
@@ -31,7 +41,7 @@ Folder = Callable[..., Path]
 
 
 def extract(images: Path, tmp_path: Path, **changes: Any) -> Any:
-    stage = {"fresh", "prune", "retry_failed", "mix_plans", "out", "listener"}
+    stage = {"out", "listener", *(field.name for field in fields(ExtractRules))}
     options = ExtractOptions(**{**TINY, **{k: v for k, v in changes.items() if k not in stage}})
     rest = {k: v for k, v in changes.items() if k in stage}
     return run_extraction(images, options, cache_dir=tmp_path / "cache", **rest)
@@ -89,7 +99,7 @@ def test_a_bad_image_is_recorded_and_the_run_goes_on(colour_folder: Folder, tmp_
     (root / "red" / "zero.png").write_bytes(b"")
     data = (root / "blue" / "blue1.png").read_bytes()
     (root / "blue" / "cut.png").write_bytes(data[: len(data) // 2])
-    fs = extract(root, tmp_path).features
+    fs = extract(root, tmp_path, max_failed=0.15).features  # 3 of 21
     assert [(f.path, f.status.name) for f in fs.failed] == [
         ("blue/cut.png", "UNDECODABLE"),
         ("green/a_text.jpg", "UNDECODABLE"),
@@ -440,3 +450,164 @@ def test_a_glob_and_its_folder_share_their_cache(
     first = extract(root, tmp_path)
     again = extract(Path(str(root / "**" / "*.png")), tmp_path)
     assert (again.decision.action, again.features.path) == ("reuse", first.features.path)
+
+
+def break_images(root: Path, count: int) -> None:
+    for file in sorted(root.rglob("*.png"))[:count]:
+        file.write_bytes(b"cut short")
+
+
+def test_more_failures_than_allowed_finish_nothing_and_lose_nothing(
+    colour_folder: Folder, tmp_path: Path
+) -> None:
+    root = colour_folder(per_class=10)  # 30 images
+    break_images(root, 4)
+    with pytest.raises(TooManyFailedError) as error:
+        extract(root, tmp_path, out=tmp_path / "a.h5")
+    assert str(error.value).startswith("4 of the 30 images could not be used (4 undecodable; blue/")
+    assert str(error.value).endswith("--retry-failed, or accept them with --max-failed 0.14")
+    assert error.value.exit_code == 1
+    assert not (tmp_path / "a.h5").exists()
+    done = extract(root, tmp_path, out=tmp_path / "a.h5", max_failed=0.14)
+    assert (done.forward_passes, len(done.features), len(done.features.failed)) == (0, 26, 4)
+
+
+def test_a_tenth_of_bad_images_is_not_too_many(colour_folder: Folder, tmp_path: Path) -> None:
+    root = colour_folder(per_class=10)
+    break_images(root, 3)
+    assert len(extract(root, tmp_path).features.failed) == 3
+
+
+def test_a_run_may_stop_at_the_first_bad_image_and_goes_on_once_it_is_mended(
+    colour_folder: Folder, tmp_path: Path
+) -> None:
+    root = colour_folder()
+    bad = root / "green" / "green3.png"
+    good = bad.read_bytes()
+    bad.write_bytes(b"cut short")
+    with pytest.raises(ImageError, match=r"^green/green3\.png cannot be used \(undec.*stop"):
+        extract(root, tmp_path, on_error="stop")
+    with pytest.raises(ImageError, match="green3"):  # it is met again, not passed over
+        extract(root, tmp_path, on_error="stop")
+    bad.write_bytes(good)
+    done = extract(root, tmp_path, on_error="stop")
+    assert len(done.features) == 18
+    assert done.decision.kept == 8  # two batches of four came before it
+
+    bad.write_bytes(b"cut short")
+    assert len(extract(root, tmp_path).features.failed) == 1
+    with pytest.raises(ImageError, match="green3"):  # also where it was recorded before
+        extract(root, tmp_path, on_error="stop")
+
+
+def test_what_could_not_be_read_is_tried_on_every_run(
+    colour_folder: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = colour_folder()
+    away, bad = root / "red" / "away.png", root / "red" / "red0.png"
+    bad.rename(away)
+    bad.symlink_to(away)
+    table = list_images(root)
+    monkeypatch.setattr(
+        "featx.extraction.list_images", lambda *_, **__: table
+    )  # as if it were there
+    data = away.read_bytes()
+    away.unlink()
+    first = extract(root, tmp_path, max_failed=0.5)
+    assert {f.status for f in first.features.failed} == {Status.UNREADABLE}
+    still = extract(root, tmp_path)
+    assert (still.decision.action, still.decision.again) == ("reuse", 0)
+    away.write_bytes(data)
+    again = extract(root, tmp_path)
+    assert (again.decision.again, again.forward_passes, again.features.failed) == (2, 1, ())
+
+
+def test_renamed_images_and_copies_make_no_forward_pass(
+    colour_folder: Folder, tmp_path: Path
+) -> None:
+    root = colour_folder()
+    before = extract(root, tmp_path).features
+    (root / "blue").rename(root / "azure")  # a third of the images under another name and label
+    (root / "red" / "copy.png").write_bytes((root / "green" / "green2.png").read_bytes())
+    done = extract(root, tmp_path)
+    assert done.forward_passes == 0
+    assert str(done.decision) == "19 images: 19 kept (7 under another name), 0 new"
+    row_of = {path: row for row, path in enumerate(before.paths)}
+    for path, x in zip(done.features.paths, done.features.X, strict=True):
+        old = path.replace("azure", "blue").replace("red/copy", "green/green2")
+        assert np.array_equal(x, before.X[row_of[old]])
+    assert done.features.classes == ("azure", "green", "red")
+
+
+def test_an_edit_that_hides_its_time_is_found_by_rehashing(
+    colour_folder: Folder, tmp_path: Path
+) -> None:
+    root = colour_folder()
+    file = root / "red" / "red0.bmp"
+    for colour in ("red", "green"):
+        Image.open(root / colour / f"{colour}0.png").save(root / colour / f"{colour}0.bmp")
+    before = extract(root, tmp_path).features.X.copy()
+    times = file.stat()
+    shutil.copyfile(root / "green" / "green0.bmp", file)  # as many bytes, another picture
+    os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert extract(root, tmp_path).decision.action == "reuse"
+    done = extract(root, tmp_path, rehash=True)
+    assert done.decision.kept == 20  # its new content has a row under another name
+    assert not np.array_equal(done.features.X, before)
+
+
+def test_asked_to_stop_it_finishes_the_batch_in_hand_and_says_how_to_go_on(
+    colour_folder: Folder, tmp_path: Path
+) -> None:
+    root = colour_folder()
+    settled: list[int] = []
+    listener = Listener(advance=settled.append, stop=lambda: sum(settled) >= 8)
+    with pytest.raises(StoppedError, match=r"8 of 18 images are done and kept in .*\.partial; run"):
+        extract(root, tmp_path, listener=listener)
+    done = extract(root, tmp_path)
+    assert (done.decision.action, done.decision.kept) == ("resume", 8)
+    assert str(done.decision) == "18 images: 8 kept, 10 still to do, 0 new"
+
+
+def test_a_stop_that_comes_with_the_last_batch_changes_nothing(
+    colour_folder: Folder, tmp_path: Path
+) -> None:
+    root = colour_folder()
+    settled: list[int] = []
+    listener = Listener(advance=settled.append, stop=lambda: sum(settled) == 18)
+    assert len(extract(root, tmp_path, listener=listener).features) == 18
+
+
+def test_a_resume_computes_with_the_threads_of_the_run_it_continues(
+    colour_folder: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = colour_folder()
+    used: list[int] = []
+    forward = EagerEngine.__call__
+
+    def seen(self: EagerEngine, pixels: np.ndarray) -> np.ndarray:
+        used.append(torch.get_num_threads())
+        return forward(self, pixels)
+
+    monkeypatch.setattr(EagerEngine, "__call__", seen)
+    now = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        with pytest.raises(StoppedError):
+            extract(root, tmp_path, listener=Listener(stop=lambda: True))
+        torch.set_num_threads(1)
+        extract(root, tmp_path)
+        assert set(used) == {3}
+        assert torch.get_num_threads() == 1  # and the caller's own are put back
+        used.clear()
+        extract(root, tmp_path, fresh=True)
+        assert set(used) == {1}
+    finally:
+        torch.set_num_threads(now)
+
+
+def test_rules_out_of_range_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"max_failed must be a share from 0 to 1 .*, got 10"):
+        featx.extract(tmp_path, max_failed=10)
+    with pytest.raises(InputError, match="on_error must be record or stop, got 'skip'"):
+        featx.extract(tmp_path, on_error="skip")

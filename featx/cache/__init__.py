@@ -1,6 +1,6 @@
 """The cache: one HDF5 file of features and all that is known of their images."""
 
-from featx.cache.decide import Decision, decide
+from featx.cache.decide import Decision, Trust, decide
 from featx.cache.files import Disk
 from featx.cache.layout import (
     FORMAT,
@@ -27,6 +27,7 @@ __all__ = [
     "Disk",
     "Rows",
     "Status",
+    "Trust",
     "Verification",
     "cache_lock",
     "canonical_json",

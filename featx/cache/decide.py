@@ -17,6 +17,26 @@ MAX_GONE: Final = 0.1  # a larger share of vanished files looks like a half-moun
 
 Action = Literal["create", "resume", "reuse", "extend"]
 
+# SHA-256 of the files of these images, in order; None for a file that cannot be read.
+Hashes = Callable[[Sequence[int]], Sequence[bytes | None]]
+
+
+@dataclass(frozen=True)
+class Trust:
+    """What of a cache is believed without looking at the images again.
+
+    Attributes
+    ----------
+    rehash : not even equal size and time of modification mean unchanged: every file is read.
+    retry_failed : images that failed are computed again, whatever the reason.
+    damaged : rows of a damaged finished cache, which must not be used; None where it is sound.
+        A damaged one is never reused as it is.
+    """
+
+    rehash: bool = False
+    retry_failed: bool = False
+    damaged: frozenset[int] | None = None
+
 
 @dataclass(frozen=True)
 class Decision:
@@ -29,6 +49,8 @@ class Decision:
     source : the cache that rows come from, if any.
     source_rows : (n,) int64; for each image its row in `source`, or -1 where it is to be computed.
     new, changed, gone : how many images are new, have other content, or are no longer there.
+    renamed : how many of the kept images have another name than in `source`.
+    again : how many images failed or were damaged there and are computed again.
     """
 
     action: Action
@@ -37,15 +59,26 @@ class Decision:
     new: int = 0
     changed: int = 0
     gone: int = 0
+    renamed: int = 0
+    again: int = 0
 
     @property
     def kept(self) -> int:
         """How many images need no forward pass."""
         return int((self.source_rows >= 0).sum())
 
+    @property
+    def unfinished(self) -> int:
+        """How many images an interrupted run had not come to."""
+        return len(self.source_rows) - self.kept - self.new - self.changed - self.again
+
     def __str__(self) -> str:
-        parts = [f"{self.kept:,} kept", f"{self.new:,} new"]
+        names = f" ({self.renamed:,} under another name)" if self.renamed else ""
+        parts = [f"{self.kept:,} kept{names}"]
+        parts += [f"{self.unfinished:,} still to do"] if self.unfinished else []
+        parts += [f"{self.new:,} new"]
         parts += [f"{self.changed:,} changed"] if self.changed else []
+        parts += [f"{self.again:,} tried again"] if self.again else []
         parts += [f"{self.gone:,} gone"] if self.gone else []
         return f"{len(self.source_rows):,} images: {', '.join(parts)}"
 
@@ -57,12 +90,16 @@ def decide(
     root: str,
     complete: CacheFile | None,
     partial: CacheFile | None,
-    same_content: Callable[[int, bytes], bool],
+    hashes: Hashes,
     fresh: bool = False,
     prune: bool = False,
-    retry_failed: bool = False,
+    trust: Trust | None = None,
 ) -> Decision:
     """Decide between creating, resuming, reusing and extending, or refuse.
+
+    An image is unchanged where path, size and time of modification are those of its row;
+    otherwise its content decides, and content that has a row under another name takes that row.
+    A row that could not be read is computed again as soon as its file can be.
 
     Parameters
     ----------
@@ -70,11 +107,10 @@ def decide(
     spec : what is asked for now.
     root : the folder that the paths of `rows` are relative to.
     complete, partial : the finished and the unfinished cache of that name, where they exist.
-    same_content : tells whether image `i` still has the given SHA-256; asked only where the size
-        is equal and the time of modification is not.
+    hashes : reads files; asked only where size and time of modification do not settle it.
     fresh : start over whatever is there.
     prune : accept another root, and the loss of more than a tenth of the rows.
-    retry_failed : compute images again that failed before.
+    trust : what is believed unseen; by default equal size and time, and failures of content.
 
     Raises
     ------
@@ -83,13 +119,19 @@ def decide(
     CacheError
         Another root, or more than a tenth of its images gone, without `prune`.
     """
+    trust = trust or Trust()
     nothing = np.full(len(rows), -1, np.int64)
     if fresh or (partial is None and complete is None):
         return Decision("create", None, nothing, new=len(rows))
-    if complete is not None and _fits(complete, spec, root) and _same_table(rows, complete):
-        matched, _ = _match(rows, complete, same_content, retry_failed=retry_failed)
-        if (matched >= 0).all():
-            return Decision("reuse", complete, matched)
+    if (
+        complete is not None
+        and trust.damaged is None
+        and _fits(complete, spec, root)
+        and _same_table(rows, complete)
+    ):
+        found = _match(rows, complete, hashes, trust)
+        if np.array_equal(found.rows, np.arange(len(rows))):
+            return Decision("reuse", complete, found.rows)
     source = partial if partial is not None and _fits(partial, spec, root) else complete
     source = source or partial
     assert source is not None
@@ -99,22 +141,25 @@ def decide(
             f"{source.path} was made from another folder, {source.root}, not {root}; "
             "name another file with --out, or say --prune if the folder has moved"
         )
-    source_rows, changed = _match(rows, source, same_content, retry_failed=retry_failed)
-    known = set(source.paths)
-    gone = len(known.difference(rows.paths))
-    if gone > MAX_GONE * len(source) and not prune:
+    found = _match(rows, source, hashes, trust)
+    if found.gone > MAX_GONE * len(source) and not prune:
         raise CacheError(
-            f"{gone:,} of the {len(source):,} images in {source.path} are no longer under {root}; "
-            "is a disk not mounted? Say --prune to drop them, or --out for another file"
+            f"{found.gone:,} of the {len(source):,} images in {source.path} are no longer under "
+            f"{root}; is a disk not mounted? Say --prune to drop them, or --out for another file"
         )
-    new = sum(path not in known for path in rows.paths)
-    if not (source_rows >= 0).any():
-        return Decision("create", None, nothing, new=new, changed=changed, gone=gone)
+    counts = {
+        "new": found.new,
+        "changed": found.changed,
+        "gone": found.gone,
+        "renamed": found.renamed,
+        "again": found.again,
+    }
+    if not (found.rows >= 0).any():
+        return Decision("create", None, nothing, **counts)
     settled = source.map("status") != Status.PENDING
     as_it_is = source is partial and source.root == root and _same_table(rows, source)
-    resumable = as_it_is and bool((source_rows[settled] >= 0).all())
-    action: Action = "resume" if resumable else "extend"
-    return Decision(action, source, source_rows, new=new, changed=changed, gone=gone)
+    resumable = as_it_is and np.array_equal(found.rows[settled], np.flatnonzero(settled))
+    return Decision("resume" if resumable else "extend", source, found.rows, **counts)
 
 
 def _fits(cache: CacheFile, spec: Mapping[str, Any], root: str) -> bool:
@@ -135,33 +180,99 @@ def _check_spec(source: CacheFile, spec: Mapping[str, Any]) -> None:
     )
 
 
-def _match(
+@dataclass(frozen=True)
+class _Match:
+    """For every image its finished row or -1, and what became of the others."""
+
+    rows: np.ndarray
+    new: int
+    changed: int
+    gone: int
+    renamed: int
+    again: int
+
+
+def _match(rows: Rows, source: CacheFile, hashes: Hashes, trust: Trust) -> _Match:
+    """Find every image's row: by its path, else by its content."""
+    row_of = {path: row for row, path in enumerate(source.paths)}
+    row = np.fromiter((row_of.get(path, -1) for path in rows.paths), np.int64, len(rows))
+    status = source.read("status")
+    usable = _usable(status, trust)
+    there = row >= 0
+    settled = there & (status[row] != Status.PENDING)  # row -1 reads the last, and is masked
+    same = _unchanged(rows, source, row, settled & usable[row], hashes, trust)
+    matched = np.where(same, row, -1)
+    unmatched = np.flatnonzero((settled & ~same) | ~there)
+    by_content = _find_content(rows, source, unmatched, usable, hashes)
+    again = settled & ~same & (by_content < 0)
+    changed = again & (usable[row] & (status[row] != Status.UNREADABLE))
+    matched = np.where(by_content >= 0, by_content, matched)
+    renamed = by_content >= 0
+    left = np.ones(len(source), bool)  # rows that no image of now belongs to
+    left[row[there]] = False
+    left[by_content[renamed]] = False
+    return _Match(
+        rows=matched,
+        new=int((~there & ~renamed).sum()),
+        changed=int(changed.sum()),
+        gone=int(left.sum()),
+        renamed=int(renamed.sum()),
+        again=int((again & ~changed).sum()),
+    )
+
+
+def _usable(status: np.ndarray, trust: Trust) -> np.ndarray:
+    """(rows of the source,) bool: which may be taken over if their image is unchanged."""
+    usable = status == Status.DONE if trust.retry_failed else status != Status.PENDING
+    usable[list(trust.damaged or ())] = False
+    return usable
+
+
+def _unchanged(
     rows: Rows,
     source: CacheFile,
-    same_content: Callable[[int, bytes], bool],
-    *,
-    retry_failed: bool,
-) -> tuple[np.ndarray, int]:
-    """For every image its finished row in `source` or -1; and how many have changed."""
-    row_of = {path: row for row, path in enumerate(source.paths)}
+    row: np.ndarray,
+    candidates: np.ndarray,
+    hashes: Hashes,
+    trust: Trust,
+) -> np.ndarray:
+    """(n,) bool: which of the candidate images have the content their row was made of."""
     status, sha256 = source.map("status"), source.map("sha256")
-    size_bytes, mtime_ns = source.read("size_bytes"), source.read("mtime_ns")
-    matched = np.full(len(rows), -1, np.int64)
-    changed = 0
-    for i, path in enumerate(rows.paths):
-        row = row_of.get(path)
-        if row is None or status[row] == Status.PENDING:
-            continue
-        if retry_failed and status[row] != Status.DONE:
-            continue
-        same_size = rows.size_bytes[i] == size_bytes[row]
-        if same_size and (
-            rows.mtime_ns[i] == mtime_ns[row] or same_content(i, sha256[row].tobytes())
-        ):
-            matched[i] = row
+    same_size = rows.size_bytes == source.map("size_bytes")[row]
+    same_time = rows.mtime_ns == source.map("mtime_ns")[row]
+    unread = candidates & (status[row] == Status.UNREADABLE)
+    same = candidates & same_size & same_time & ~unread
+    doubtful = candidates & same_size & (trust.rehash | ~same_time)
+    asked = np.flatnonzero(unread | doubtful)
+    for i, found in zip(asked.tolist(), hashes(asked.tolist()), strict=True):
+        if unread[i]:
+            same[i] = found is None  # as unreadable as before
         else:
-            changed += 1
-    return matched, changed
+            same[i] = found == sha256[row[i]].tobytes()
+    return same
+
+
+def _find_content(
+    rows: Rows, source: CacheFile, images: np.ndarray, usable: np.ndarray, hashes: Hashes
+) -> np.ndarray:
+    """(n,) int64: for each of `images` a usable row of the same content, else -1.
+
+    Only files that have the size of some row are read.
+    """
+    found = np.full(len(rows), -1, np.int64)
+    if not len(images):
+        return found
+    usable = usable & (source.map("status") != Status.UNREADABLE)  # those have no content
+    sizes = source.read("size_bytes")
+    images = images[np.isin(rows.size_bytes[images], sizes[usable])]
+    if not len(images):
+        return found
+    wanted = np.flatnonzero(usable & np.isin(sizes, rows.size_bytes[images]))
+    contents = source.map("sha256")[wanted]
+    row_of = {sha.tobytes(): int(at) for sha, at in zip(contents, wanted, strict=True)}
+    for i, sha256 in zip(images.tolist(), hashes(images.tolist()), strict=True):
+        found[i] = row_of.get(sha256 or b"", -1)
+    return found
 
 
 def _same_table(rows: Rows, source: CacheFile) -> bool:
