@@ -12,60 +12,20 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
+from small_caches import SPEC, create, features_of, finished, rows_of, sha_of
 
 import featx
 from featx.cache import (
     CacheWriter,
     Disk,
-    Rows,
     Status,
     cache_lock,
-    decide,
     fingerprint,
     open_cache,
     partial_path,
     verify,
 )
-from featx.errors import CacheError, DiskError, InputError, LockedError, SpecMismatchError
-
-SPEC = {"backbone": "tiny", "cut": "penultimate", "images": {"label_from": "first"}}
-PLAN = {"engine": "torch-eager", "batch_size": 4}
-
-
-def rows_of(n: int = 10, **columns: Any) -> Rows:
-    values: dict[str, Any] = {
-        "paths": [b"a/%03d.jpg" % i for i in range(n)],
-        "labels": np.arange(n) % 2,
-        "split": np.zeros(n, np.uint8),
-        "groups": np.full(n, -1),
-        "size_bytes": np.arange(n) + 100,
-        "mtime_ns": np.arange(n) + 10**18,
-        "classes": ("001.Great_tit", "麻雀"),
-    }
-    return Rows(**(values | columns))
-
-
-def features_of(n: int = 10, d: int = 5) -> np.ndarray:
-    return np.random.default_rng(0).normal(size=(n, d)).astype(np.float32)
-
-
-def sha_of(n: int = 10) -> np.ndarray:
-    return np.arange(n * 32, dtype=np.uint8).reshape(n, 32)
-
-
-def create(path: Path, rows: Rows | None = None, **changes: Any) -> CacheWriter:
-    options: dict[str, Any] = {
-        "root": "/birds", "spec": SPEC, "plan": PLAN, "feature_shape": (5,), **changes
-    }  # fmt: skip
-    return CacheWriter.create(path, rows or rows_of(), **options)
-
-
-def finished(path: Path, rows: Rows | None = None, **changes: Any) -> Path:
-    rows = rows or rows_of()
-    writer = create(path, rows, **changes)
-    writer.put(np.arange(len(rows)), features_of(len(rows)), sha_of(len(rows)))
-    writer.finish(path, {"images": len(rows)})
-    return path
+from featx.errors import CacheError, DiskError, InputError, LockedError
 
 
 def test_a_finished_cache_gives_back_what_was_put(tmp_path: Path) -> None:
@@ -252,96 +212,6 @@ def test_a_disk_that_fills_up_later_keeps_what_was_committed(tmp_path: Path) -> 
         writer.put(np.arange(5, 10), features_of(5), sha_of(5))
     writer.close()
     assert CacheWriter.resume(path).pending.tolist() == [5, 6, 7, 8, 9]
-
-
-def decision(rows: Rows, complete: Path | None = None, partial: Path | None = None, **changes: Any):
-    options: dict[str, Any] = {
-        "root": "/birds",
-        "complete": open_cache(complete) if complete else None,
-        "partial": open_cache(partial, partial=True) if partial else None,
-        "same_content": lambda i, sha256: False,
-    }
-    spec = changes.pop("spec", SPEC)
-    return decide(rows, spec, **(options | changes))
-
-
-def test_without_a_cache_everything_is_new() -> None:
-    made = decision(rows_of())
-    assert (made.action, made.kept, made.new) == ("create", 0, 10)
-    assert str(made) == "10 images: 0 kept, 10 new"
-
-
-def test_an_unchanged_folder_is_reused(tmp_path: Path) -> None:
-    made = decision(rows_of(), finished(tmp_path / "a.h5"))
-    assert (made.action, made.kept) == ("reuse", 10)
-
-
-def test_an_unfinished_cache_is_resumed(tmp_path: Path) -> None:
-    writer = create(tmp_path / "a.h5")
-    writer.put(np.arange(3), features_of(3), sha_of(3))
-    writer.commit()
-    writer.close()
-    made = decision(rows_of(), partial=partial_path(tmp_path / "a.h5"))
-    assert (made.action, made.kept) == ("resume", 3)
-
-
-def test_new_changed_and_vanished_images_are_told_apart(tmp_path: Path) -> None:
-    path = finished(tmp_path / "a.h5", rows_of(20))
-    now = rows_of(21)
-    size, mtime = now.size_bytes.copy(), now.mtime_ns.copy()
-    size[3] += 1  # other size: changed
-    mtime[4] += 1  # touched, other content: changed
-    mtime[5] += 1  # touched, same content: kept
-    keep = np.arange(21) != 7  # gone
-    rows = Rows(
-        [p for p, k in zip(now.paths, keep, strict=True) if k],
-        now.labels[keep], now.split[keep], now.groups[keep], size[keep], mtime[keep], now.classes,
-    )  # fmt: skip
-    made = decision(rows, path, same_content=lambda i, sha256: i == 5)
-    assert (made.action, made.kept, made.new, made.changed, made.gone) == ("extend", 17, 1, 2, 1)
-    assert str(made) == "20 images: 17 kept, 1 new, 2 changed, 1 gone"
-    assert made.source_rows.tolist() == [0, 1, 2, -1, -1, 5, 6, *range(8, 20), -1]
-
-
-def test_relabelled_images_are_kept_without_a_forward_pass(tmp_path: Path) -> None:
-    made = decision(rows_of(labels=np.zeros(10, np.int64)), finished(tmp_path / "a.h5"))
-    assert (made.action, made.kept) == ("extend", 10)
-
-
-def test_another_spec_is_refused_by_name(tmp_path: Path) -> None:
-    path = finished(tmp_path / "a.h5")
-    other = {**SPEC, "cut": "features", "images": {"label_from": "leaf"}}
-    with pytest.raises(SpecMismatchError, match=r"cut: 'penultimate' there, 'features' asked") as e:
-        decision(rows_of(), path, spec=other)
-    assert e.value.fields == ("cut", "images.label_from")
-    assert e.value.exit_code == 4
-    assert decision(rows_of(), path, spec=other, fresh=True).action == "create"
-
-
-def test_another_root_of_the_same_name_is_refused_unless_pruned(tmp_path: Path) -> None:
-    path = finished(tmp_path / "a.h5")
-    with pytest.raises(CacheError, match=r"another folder, /birds, not /elsewhere.*--prune"):
-        decision(rows_of(), path, root="/elsewhere")
-    assert decision(rows_of(), path, root="/elsewhere", prune=True).kept == 10
-
-
-def test_a_half_mounted_disk_is_refused_unless_pruned(tmp_path: Path) -> None:
-    path = finished(tmp_path / "a.h5", rows_of(10))
-    with pytest.raises(CacheError, match=r"2 of the 10 images .* are no longer under .*--prune"):
-        decision(rows_of(8), path)
-    assert decision(rows_of(8), path, prune=True).gone == 2
-    assert decision(rows_of(9), path).gone == 1  # a tenth is no more than a tenth
-
-
-def test_failed_images_are_computed_again_only_when_asked(tmp_path: Path) -> None:
-    path = tmp_path / "a.h5"
-    writer = create(path)
-    writer.put(np.arange(9), features_of(9), sha_of(9))
-    writer.fail(9, Status.UNDECODABLE, "broken")
-    writer.finish(path, {})
-    assert decision(rows_of(), path).action == "reuse"
-    again = decision(rows_of(), path, retry_failed=True)
-    assert (again.action, again.source_rows[9]) == ("extend", -1)
 
 
 def test_extending_takes_kept_rows_over_bit_by_bit(tmp_path: Path) -> None:
@@ -534,27 +404,6 @@ def test_a_frame_and_a_page_show_what_is_there(tmp_path: Path) -> None:
     assert "&lt;b&gt;" in page
     assert "<b>000" not in page
     assert "10 images x 5 float32" in repr(fs)
-
-
-def test_a_stale_unfinished_file_does_not_hide_a_finished_cache_that_fits(tmp_path: Path) -> None:
-    path = finished(tmp_path / "a.h5")
-    other = {**SPEC, "decode": "exact"}
-    create(path, spec=other).close()  # an interrupted --fresh of another spec
-    assert decision(rows_of(), path, partial_path(path)).action == "reuse"
-    create(path, rows_of(30)).close()  # an interrupted extension; its new images are gone again
-    assert decision(rows_of(), path, partial_path(path)).action == "reuse"
-
-
-def test_failed_rows_of_an_unfinished_cache_are_computed_again_when_asked(tmp_path: Path) -> None:
-    writer = create(tmp_path / "a.h5")
-    writer.put(np.arange(3), features_of(3), sha_of(3))
-    writer.fail(3, Status.UNREADABLE, "permission denied")
-    writer.commit()
-    writer.close()
-    partial = partial_path(tmp_path / "a.h5")
-    assert decision(rows_of(), partial=partial).action == "resume"
-    again = decision(rows_of(), partial=partial, retry_failed=True)
-    assert (again.action, again.source_rows.tolist()) == ("extend", [0, 1, 2] + [-1] * 7)
 
 
 def test_paths_that_are_no_text_reach_a_frame(tmp_path: Path) -> None:
