@@ -48,6 +48,8 @@ def told_as_disk_error(path: Path | str, doing: str) -> Iterator[None]:
 class Disk:
     """File operations of the operating system, with a portable fall-back for each missing one.
 
+    They raise `OSError`; `told_as_disk_error` around them says which file and what to do.
+
     Parameters
     ----------
     portable : use the fall-backs even where the platform has the call (for tests).
@@ -61,11 +63,10 @@ class Disk:
 
     def make_folder(self, folder: Path) -> None:
         """Make `folder` and those above it, each under a durable name."""
-        with told_as_disk_error(folder, "make the folder"):
-            missing = [each for each in (folder, *folder.parents) if not each.exists()]
-            for each in reversed(missing):
-                each.mkdir(exist_ok=True)
-                self.sync_folder(each.parent)
+        missing = [each for each in (folder, *folder.parents) if not each.exists()]
+        for each in reversed(missing):
+            each.mkdir(exist_ok=True)
+            self.sync_folder(each.parent)
 
     def create(self, path: Path) -> int:
         """Make `path` an empty file, whatever was there, and open it as `open` does."""
@@ -73,8 +74,7 @@ class Disk:
 
     def open(self, path: Path) -> int:
         """Open an existing file for reading and writing; the descriptor is not inherited."""
-        with told_as_disk_error(path, "open"):
-            return os.open(path, _FLAGS)
+        return os.open(path, _FLAGS)
 
     def close(self, fd: int) -> None:
         """Give the descriptor back."""
@@ -115,9 +115,8 @@ class Disk:
 
     def rename(self, source: Path, target: Path) -> None:
         """Replace `target` by `source` in one step, then make the new name durable."""
-        with told_as_disk_error(target, "rename a file to"):
-            source.replace(target)
-            self.sync_folder(target.parent)
+        source.replace(target)
+        self.sync_folder(target.parent)
 
     def sync_folder(self, folder: Path) -> None:
         """Make names in `folder` durable; Windows has no such call and needs none."""
@@ -131,5 +130,4 @@ class Disk:
 
     def remove(self, path: Path) -> None:
         """Remove `path` if it is there."""
-        with told_as_disk_error(path, "remove"):
-            path.unlink(missing_ok=True)
+        path.unlink(missing_ok=True)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from featx.cache.files import told_as_disk_error
+from featx.cache.files import Disk, told_as_disk_error
 from featx.errors import LockedError
 
 
@@ -29,7 +29,7 @@ def cache_lock(path: Path) -> Iterator[None]:
     """
     note = path.with_name(f".{path.name}.lock.json")
     with told_as_disk_error(path, "lock"):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        Disk().make_folder(path.parent)
         lock = FileLock(path.with_name(f".{path.name}.lock"))
         try:
             lock.acquire(timeout=0)

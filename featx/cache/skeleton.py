@@ -163,8 +163,8 @@ def write_skeleton(
     fd = disk.create(path)
     try:
         disk.allocate(fd, skeleton.size_bytes)
-        for offset, data in skeleton.metadata:
-            disk.write(fd, data, offset)
+        for offset, piece in skeleton.metadata:
+            disk.write(fd, piece, offset)
         for name, array in arrays.items():
             data = np.ascontiguousarray(array, dtype=layout[name].dtype)
             disk.write(fd, data.reshape(-1).view(np.uint8).data, skeleton.offsets[name])

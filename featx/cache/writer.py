@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 import zlib
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -53,7 +53,8 @@ class CacheWriter:
         self.file = file
         self._disk = disk
         self._status = file.read("status")
-        self._fd = disk.open(file.path)
+        with told_as_disk_error(file.path, "open"):
+            self._fd = disk.open(file.path)
         self._uncommitted: list[tuple[int, int]] = []  # (row, status) whose data is written
         self._uncommitted_bytes = 0
         self._committed_at = time.monotonic()
@@ -115,16 +116,13 @@ class CacheWriter:
             with told_as_disk_error(path, "create"):
                 disk.make_folder(path.parent)
                 write_skeleton(temporary, build_skeleton(layout, attributes), layout, arrays, disk)
-            if source is not None and source_rows is not None:
-                writer = cls(open_cache(temporary), disk=disk)
-                try:
-                    writer._copy_rows(source, source_rows)
-                    writer.commit()
-                finally:
-                    writer.close()
-            disk.rename(temporary, partial_path(path))
+                if source is not None and source_rows is not None:
+                    with closing(cls(open_cache(temporary), disk=disk)) as writer:
+                        writer._copy_rows(source, source_rows)
+                        writer.commit()
+                disk.rename(temporary, partial_path(path))
         except BaseException:
-            with suppress(DiskError):  # what stays of it is overwritten by the next run
+            with suppress(OSError):  # what stays of it is overwritten by the next run
                 disk.remove(temporary)
             raise
         return cls.resume(path, disk=disk)
@@ -220,7 +218,8 @@ class CacheWriter:
             self._disk.write(self._fd, digest, self.file.offsets["digest"])
             self._disk.sync(self._fd)
         self.close()
-        self._disk.rename(self.file.path, path)
+        with told_as_disk_error(path, "give its final name to"):
+            self._disk.rename(self.file.path, path)
         return open_cache(path)
 
     def close(self) -> None:
