@@ -42,6 +42,7 @@ from PIL import (
 )
 
 from featx.errors import ImageError
+from featx.image_headers import webp_size
 from featx.image_modes import rgb_of
 
 # Status codes of the cache.
@@ -158,6 +159,9 @@ def decode(data: bytes, options: DecodeOptions, *, fast: bool) -> np.ndarray:
 
 
 def _decode(data: bytes, options: DecodeOptions, *, fast: bool) -> np.ndarray:
+    size = webp_size(data)
+    if size is not None:  # opening would reserve its canvas
+        _check_size(size, options.max_pixels)
     with _strict_pillow(), _open(data) as image:
         _check_size(image.size, options.max_pixels)
         pixels = _decode_jpeg(data, image) if fast else None

@@ -374,6 +374,38 @@ def test_more_than_max_pixels_is_refused_from_the_header_with_both_numbers() -> 
     assert decode(jpeg(), DecodeOptions(max_pixels=2240), fast=True).shape == (40, 56, 3)
 
 
+def promising_webp(side: int, kind: str) -> bytes:
+    """A small WebP whose header says that it is a square of `side` pixels."""
+    frames = [Image.fromarray(picture(8, 8, seed)) for seed in (0, 1)]
+    options = {"save_all": True, "append_images": frames[1:]} if kind == "VP8X" else {}
+    data = bytearray(encoded(frames[0], "WEBP", lossless=kind != "VP8 ", **options))
+    at = data.index(kind.encode()) + 8
+    if kind == "VP8X":
+        data[at + 4 : at + 10] = (side - 1).to_bytes(3, "little") * 2
+    elif kind == "VP8L":
+        bits = int.from_bytes(data[at + 1 : at + 5], "little") >> 28 << 28
+        bits |= (side - 1) | (side - 1) << 14
+        data[at + 1 : at + 5] = bits.to_bytes(4, "little")
+    else:
+        data[at + 6 : at + 10] = struct.pack("<HH", side, side)
+    return bytes(data)
+
+
+@pytest.mark.parametrize(("kind", "side"), [("VP8X", 40_000), ("VP8L", 16_384), ("VP8 ", 16_383)])
+def test_a_large_webp_is_refused_before_its_decoder_reserves_canvases(
+    kind: str, side: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def reserve(*_: object) -> None:
+        raise AssertionError("the decoder was made")
+
+    data = promising_webp(side, kind)
+    assert decode(promising_webp(8, kind), OPTIONS, fast=True).shape == (8, 8, 3)
+    monkeypatch.setattr(decoding, "_open", reserve)
+    with pytest.raises(ImageError, match=f"{side:,} x {side:,} = ") as caught:
+        decode(data, OPTIONS, fast=True)
+    assert caught.value.status == 4
+
+
 def test_pillows_own_limit_neither_refuses_nor_warns_nor_changes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

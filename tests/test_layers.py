@@ -21,8 +21,8 @@ SHELVES: tuple[frozenset[str], ...] = tuple(
         (
             {"errors"},
             {
-                "metrics", "splits", "devices", "image_hashes", "image_lists", "image_modes",
-                "image_sources",
+                "metrics", "splits", "devices", "image_hashes", "image_headers", "image_lists",
+                "image_modes", "image_sources",
             },
             {"images", "decoding", "transforms", "cache", "weights", "tracing", "pooling", "keys"},
             {"axes", "architectures", "timm_backbones", "engines", "drawing", "loading"},

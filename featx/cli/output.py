@@ -96,9 +96,11 @@ def tell_failures(failed: Sequence[Any], *, json_output: bool = False) -> None:
     """Name the first images that could not be used, and count the rest."""
     if not failed or json_output:
         return
+    from featx.image_sources import shown
+
     tell(f"{len(failed):,} images could not be used:")
-    for image in failed[:_SHOWN_FAILURES]:
-        tell(f"  {image.path}: {image.status.words} ({image.reason})")
+    for image in failed[:_SHOWN_FAILURES]:  # one line each, whatever the names hold
+        tell(f"  {shown(image.path)}: {image.status.words} ({image.reason})")
     if len(failed) > _SHOWN_FAILURES:
         tell(f"  … and {len(failed) - _SHOWN_FAILURES:,} more")
 

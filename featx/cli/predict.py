@@ -101,17 +101,20 @@ def _expand_stdin(images: list[str]) -> list[str]:
 
 
 def _print_predictions(predictions: Predictions, top_k: int) -> None:
+    from featx.image_sources import shown
+
     order, values = predictions.top(top_k)
     columns = ["image", "class", "probability"]
     columns += [f"{i}. class" for i in range(2, order.shape[1] + 1)]
-    shown = table(None, *columns, right=("probability",))
+    rows = table(None, *columns, right=("probability",))
     for i, path in enumerate(predictions.paths):
         others = [
             f"{predictions.names[c]} {p:.3f}"
             for c, p in zip(order[i, 1:], values[i, 1:], strict=True)
         ]
-        shown.add_row(path, predictions.names[order[i, 0]], f"{values[i, 0]:.3f}", *others)
-    out().print(shown)
+        name = predictions.names[order[i, 0]]
+        rows.add_row(shown(path), name, f"{values[i, 0]:.3f}", *others)
+    out().print(rows)
 
 
 def _write_csv(predictions: Predictions, path: Path, top_k: int) -> None:
