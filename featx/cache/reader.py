@@ -156,7 +156,12 @@ def open_cache(path: str | os.PathLike[str], *, partial: bool = False) -> CacheF
         raise CacheError(_missing(path))
     if path.name.endswith(PARTIAL_SUFFIX) and not partial:
         raise CacheError(f"{path} is unfinished; run the same `featx extract` again to complete it")
-    return _look_over(path, path.stat().st_size)
+    file = _look_over(path, path.stat().st_size)
+    if path.name.endswith(PARTIAL_SUFFIX):  # a row of no status would be neither done nor to do
+        n_wrong = int((file.map("status") >= len(Status)).sum())
+        if n_wrong:
+            raise CacheError(f"{path} is damaged: {n_wrong:,} of its rows have no valid status")
+    return file
 
 
 def _missing(path: Path) -> str:
