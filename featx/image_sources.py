@@ -262,10 +262,11 @@ def locate(
         try:
             status = os.stat(file)  # noqa: PTH116
         except (OSError, ValueError):  # ValueError: a NUL in the name
-            problems.append(f"line {line}: {shown(name)} (missing)")
+            problems.append(f"line {line}: {_brief(name)} (missing)")
             continue
         if not stat.S_ISREG(status.st_mode):
-            problems.append(f"line {line}: {shown(name)} (a folder, not a file)")
+            kind = "a folder" if stat.S_ISDIR(status.st_mode) else "a device or pipe"
+            problems.append(f"line {line}: {_brief(name)} ({kind}, not a file)")
         found.append((file, status))
     if problems:
         raise InputError(
@@ -281,6 +282,12 @@ def locate(
         for (file, s), row in zip(found, rows, strict=True)
     ]
     return Listing(Path(root), kind, sorted(located, key=lambda row: row.path))
+
+
+def _brief(name: str) -> str:
+    """Return `name` as `shown`, of a line too long to be a name only its ends."""
+    text = shown(name)
+    return text if len(text) <= 300 else f"{text[:200]} ... {text[-50:]}"
 
 
 def _common_root(source: Path, folder: str, files: Sequence[str]) -> str:

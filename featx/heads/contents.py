@@ -31,6 +31,7 @@ SPLIT_PARTS: Final = ("train", "val", "held_out")
 
 DTYPES: Final = {"F64": np.float64, "F32": np.float32, "U8": np.uint8}
 _HEADER_BYTES: Final = 100_000_000  # safetensors' own limit
+_LARGEST: Final = 1e90  # (0 - mean) / scale * coef stays within a float64
 _KEYS: Final = {
     "format": int,
     "kind": str,
@@ -169,8 +170,12 @@ def _check_tensors(
             )
         if dtype != "U8" and not np.isfinite(tensor).all():
             raise HeadError(f"tensor {name!r} holds values that are not finite")
+        if dtype == "F64" and (np.abs(tensor) > _LARGEST).any():
+            raise HeadError(f"tensor {name!r} holds values that no fit gives, above {_LARGEST:g}")
     if not (tensors["scale"] > 0).all():
         raise HeadError("tensor 'scale' holds values that are not above 0")
+    if (tensors["scale"] < 1 / _LARGEST).any():
+        raise HeadError(f"tensor 'scale' holds values that no fit gives, below {1 / _LARGEST:g}")
 
 
 def labels_of(head: Head) -> list[int] | list[str]:
