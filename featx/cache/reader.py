@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -78,24 +78,31 @@ class CacheFile:
         CacheError
             The file has become shorter since it was opened.
         """
-        n = self.columns[name].shape[0]
-        stop = n if stop is None else min(stop, n)
-        return self.take(name, np.arange(min(start, stop), stop))
+        column = self.columns[name]
+        stop = column.shape[0] if stop is None else min(stop, column.shape[0])
+        values = np.empty((max(0, stop - start), *column.shape[1:]), column.dtype)
+        self._fill(name, [(start, values)])
+        return values
 
     def take(self, name: str, rows: np.ndarray) -> np.ndarray:
         """Rows number `rows` (m,) of dataset `name`, in that order, read as by `read`."""
         column = self.columns[name]
         values = np.empty((len(rows), *column.shape[1:]), column.dtype)
+        self._fill(name, ((int(rows[first]), values[first:last]) for first, last in runs(rows)))
+        return values
+
+    def _fill(self, name: str, parts: Iterable[tuple[int, np.ndarray]]) -> None:
+        """Read into each array the rows of a dataset from the given number on."""
+        row_bytes, offset = self.columns[name].row_bytes, self.offsets[name]
         with self.path.open("rb", buffering=0) as stream:
-            for start, stop in runs(rows):
-                stream.seek(self.offsets[name] + int(rows[start]) * column.row_bytes)
-                view = values[start:stop].reshape(-1).view(np.uint8).data
+            for start, values in parts:
+                stream.seek(offset + start * row_bytes)
+                view = values.reshape(-1).view(np.uint8).data
                 while len(view):
                     count = stream.readinto(view)
                     if not count:
                         raise CacheError(f"{self.path} was cut short while it was read")
                     view = view[count:]
-        return values
 
     @cached_property
     def is_partial(self) -> bool:

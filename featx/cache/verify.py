@@ -60,7 +60,11 @@ def verify(path: str | os.PathLike[str]) -> Verification:
     CacheError
         The file is so damaged that it cannot be opened as a cache.
     """
-    file = open_cache(path)
+    return check(open_cache(path))
+
+
+def check(file: CacheFile) -> Verification:
+    """`verify`, for a cache that is open."""
     bad = tuple(_bad_rows(file))
     paths = tuple(_as_text(file.read("paths", row, row + 1)[0]) for row in bad)
     digest, columns = seal_of(file)
