@@ -345,7 +345,7 @@ def test_row_i_is_file_i_whatever_happens_to_the_folder() -> None:
 
 @pytest.mark.slow
 def test_row_i_is_file_i_whatever_happens_to_the_folder_for_long() -> None:
-    machine_of(150, 30)
+    machine_of(60, 30)
 
 
 @pytest.fixture
@@ -374,6 +374,16 @@ def test_rows_of_an_unfinished_cache_that_is_replaced_keep_their_plan(birds: Bir
     birds.check_finished()
     plans = [(entry["plan"]["batch_size"], entry["rows"]) for entry in done.report["plans"]]
     assert plans == [(4, [[0, 7]]), (5, [[8, 11]])]
+
+
+def test_other_content_of_the_same_size_is_computed_and_a_touched_file_is_not(
+    birds: Birds,
+) -> None:
+    birds.extract()
+    birds.write("star/05.bmp", image_of(500, "BMP"), 500)
+    birds.touch("star/06.bmp")
+    assert birds.extract().computed == [500]
+    birds.check_finished()
 
 
 def test_two_files_of_one_size_and_time_that_swap_names_need_a_rehash(birds: Birds) -> None:
