@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from featx.featureset import load as load
     from featx.fitting import fit_head as fit_head
     from featx.prediction import predict as predict
+    from featx.repairing import repair as repair
 
 _HOME: Final = {
     "FeatureExtractor": "featx.extractor",
@@ -31,6 +32,7 @@ _HOME: Final = {
     "list_cuts": "featx.cut",
     "load": "featx.featureset",
     "predict": "featx.prediction",
+    "repair": "featx.repairing",
     "split_at": "featx.cut",
     "verify": "featx.cache",
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
@@ -20,6 +20,21 @@ from featx.isolation import IsolatedLoader
 from featx.loading import Loader
 from featx.specs import ExtractOptions
 from featx.transforms import Transform
+from featx.weights import is_local_weights, sha256_file
+
+
+# What a spec must say for the pipeline to be built again.
+_RECORD: Final = {
+    "backbone": str,
+    "weights_sha256": str,
+    "cut": str,
+    "pool": str,
+    "decode": str,
+    "exif": bool,
+    "max_pixels": int,
+    "precision": str,
+    "transform": dict,
+}
 
 
 @dataclass(frozen=True)
@@ -131,20 +146,11 @@ def pipeline_of_spec(
     WeightsError
         No weights can be found.
     """
-    recorded = plan.get("weights", {})
-    options = ExtractOptions(
-        backbone=spec["backbone"],
-        weights=weights or _recorded_weights(recorded, spec["backbone"]),
-        seed=int(recorded.get("seed", 0)),
-        cut=spec["cut"],
-        pool=spec["pool"],
-        decode=spec["decode"],
-        exif=spec["exif"],
-        max_pixels=spec["max_pixels"],
-        device=device,
-        precision=precision or spec["precision"],
-        batch_size=batch_size,
-    )
+    _check_record(spec, plan)
+    recorded = plan["weights"]
+    options = options_of_spec(spec, plan, weights=weights, device=device, batch_size=batch_size)
+    if precision is not None:
+        options = replace(options, precision=precision)
     _check_recorded_file(recorded, weights, spec)
     pipeline = build_pipeline(
         options,
@@ -161,28 +167,85 @@ def pipeline_of_spec(
     return pipeline
 
 
+def options_of_spec(
+    spec: Mapping[str, Any],
+    plan: Mapping[str, Any],
+    *,
+    weights: str | None = None,
+    device: str = "auto",
+    batch_size: int | None = None,
+) -> ExtractOptions:
+    """What was asked when a cache was made, but for the preprocessing, which the spec holds whole.
+
+    Weights are those at `weights`, else where they lay then, else of their published name.
+    """
+    recorded = plan.get("weights", {})
+    rules = spec.get("images", {})
+    split_folders = rules.get("split_folders")
+    return ExtractOptions(
+        backbone=spec["backbone"],
+        weights=weights or _recorded_weights(recorded, spec["backbone"]),
+        seed=int(recorded.get("seed", 0)),
+        cut=spec["cut"],
+        pool=spec["pool"],
+        decode=spec["decode"],
+        exif=spec["exif"],
+        max_pixels=spec["max_pixels"],
+        precision=spec["precision"],
+        dtype=spec.get("dtype", "float32"),
+        device=device,
+        batch_size=batch_size,
+        label_from=rules.get("label_from", "first"),
+        split_folders=split_folders if isinstance(split_folders, bool) else None,
+    )
+
+
+def _check_record(spec: Mapping[str, Any], plan: Mapping[str, Any]) -> None:
+    """Refuse a spec or plan that lacks what it takes to build the pipeline again."""
+    weights = plan.get("weights")
+    parts = [(spec, name, kind) for name, kind in _RECORD.items()]
+    parts.append((plan, "weights", dict))
+    if isinstance(weights, dict):
+        parts += [({"seed": 0, "path": "", "name": "", **weights}, "seed", int)]
+        parts += [({"path": "", "name": "", **weights}, name, str) for name in ("path", "name")]
+    wrong = [name for values, name, kind in parts if type(values.get(name)) is not kind]
+    if wrong:
+        raise HeadError(
+            f"it does not say how its features were made ({', '.join(wrong)} missing or garbled); "
+            "extract the features and fit the head again"
+        )
+
+
 def _check_recorded_file(
     recorded: Mapping[str, Any], weights: str | None, spec: Mapping[str, Any]
 ) -> None:
-    """Say which file is wanted where it was a user's own and is no longer in its place."""
-    path = recorded.get("path") or ""
-    if (
-        weights is None
-        and path
-        and not Path(path).is_file()
-        and Path(path).name == recorded["name"]
-    ):
+    """Refuse a recorded weights file that is not the one, before anything in it is read.
+
+    The record may come from a stranger: it must not make featx parse a file of its choosing.
+    """
+    path, wanted = recorded.get("path") or "", f"SHA-256 {spec['weights_sha256'][:16]}…"
+    if weights is not None or not path:
+        return
+    if is_local_weights(path):
+        found = sha256_file(path)
+        if found != spec["weights_sha256"]:
+            raise HeadError(
+                f"the features were made with {spec['backbone']} weights of {wanted}, but {path} "
+                f"has {found[:16]}…; give the right file with --weights"
+            )
+    elif Path(path).name == recorded["name"]:
         raise WeightsError(
-            f"the features were made with {spec['backbone']} weights from {path} (SHA-256 "
-            f"{spec['weights_sha256'][:16]}…), which is no longer there; give the file with "
-            "--weights"
+            f"the features were made with {spec['backbone']} weights from {path} ({wanted}), "
+            "which is no longer there as a file of weights; give the file with --weights"
         )
 
 
 def _recorded_weights(recorded: Mapping[str, Any], backbone: str) -> str:
     path, name = recorded.get("path"), str(recorded.get("name") or "default")
-    if path and Path(path).is_file():
+    if path and is_local_weights(path):
         return str(path)
+    if Path(name).name != name:
+        raise HeadError(f"it records {name[:80]!r} as the name of its weights; give --weights")
     # timm's own weights have no file that featx knows of; their hash is checked all the same
     return "default" if backbone.startswith("timm:") and name != "random" else name
 

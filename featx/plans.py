@@ -10,7 +10,7 @@ from typing import Any, Final
 import numpy as np
 
 from featx.backbones import Backbone
-from featx.cache import Decision, differing_fields
+from featx.cache import CacheFile, Decision, canonical_json, differing_fields
 from featx.devices import Device
 from featx.engines.base import Engine
 from featx.errors import CacheError
@@ -90,7 +90,7 @@ def plans_by_row(decision: Decision, plan: Mapping[str, Any], computed: np.ndarr
     """
     told: list[dict[str, Any]] = []
     source, source_rows = decision.source, decision.source_rows
-    for entry in source.run.get("plans", []) if source is not None else []:
+    for entry in _recorded(source) if source is not None else []:
         mask = np.zeros(len(source) if source is not None else 0, bool)
         for first, last in entry["rows"]:
             mask[first : last + 1] = True
@@ -105,6 +105,19 @@ def plans_by_row(decision: Decision, plan: Mapping[str, Any], computed: np.ndarr
         else:
             told.append({"plan": dict(plan), "rows": _runs(computed)})
     return told[-_MAX_PLANS:]
+
+
+def _recorded(source: CacheFile) -> list[dict[str, Any]]:
+    """The plans in the run report of a cache; its first plan for all rows where that is damaged."""
+    try:
+        plans = source.run.get("plans", [])
+        for entry in plans:
+            canonical_json(entry["plan"])
+            if not all(0 <= first <= last for first, last in entry["rows"]):
+                raise ValueError(f"rows {entry['rows']}")
+    except (CacheError, LookupError, TypeError, ValueError):
+        return [{"plan": source.plan, "rows": [[0, len(source) - 1]]}]
+    return plans
 
 
 def _runs(rows: np.ndarray) -> list[list[int]]:

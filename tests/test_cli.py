@@ -236,6 +236,24 @@ def test_verify_ends_in_code_4_where_a_byte_has_changed(tmp_path: Path) -> None:
     assert json.loads(featx_("verify", path, "--json", code=4).stdout)["bad_rows"] == [59]
 
 
+def test_verify_repair_mends_a_cache(colour_folder: Folder, tmp_path: Path) -> None:
+    path = tmp_path / "birds.h5"
+    featx_("extract", colour_folder(), "--out", path, *TINY, "--weights", "random")
+    file = open_cache(path)
+    with path.open("r+b") as stream:
+        for column, row_bytes in (("features", 4 * 512), ("labels", 8)):
+            stream.seek(file.offsets[column] + 7 * row_bytes)
+            stream.write(b"\x7f")
+    told = featx_("verify", path, code=4)
+    assert "row 7 is damaged: green/green1.png" in told.stdout
+    assert "damaged outside the features: labels" in told.stdout
+    assert "featx verify --repair" in told.stderr
+    mended = featx_("verify", "--repair", path)
+    assert "repaired; 17 rows copied, 1 computed again" in mended.stdout
+    assert "row 7 is damaged" in mended.stderr
+    assert "as they were written" in featx_("verify", "--repair", path).stdout
+
+
 def test_backbones_lists_all_eighty_and_filters() -> None:
     told = json.loads(featx_("backbones", "--json").stdout)
     assert len(told) == 80

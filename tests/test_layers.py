@@ -31,6 +31,7 @@ SHELVES: tuple[frozenset[str], ...] = tuple(
             {"forward", "specs", "plans", "heads", "failures", "isolation"},
             {"pipeline"},
             {"extraction", "fitting", "evaluation", "prediction", "extractor"},
+            {"repairing"},
             {"report"},
             {"cli"},
             {"__main__", "__init__"},

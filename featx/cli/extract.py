@@ -12,6 +12,7 @@ from featx.cli.options import (
     CacheDir,
     Device,
     Json,
+    MixPlans,
     Precision,
     Seed,
     Workers,
@@ -23,11 +24,11 @@ from featx.cli.output import (
     exit_if_failed,
     out,
     print_json,
-    progress,
     table,
     tell,
     tell_failures,
 )
+from featx.cli.stopping import listening
 
 
 @command
@@ -98,19 +99,35 @@ def extract(
         bool,
         typer.Option(help="Accept that the folder has moved, or lost over a tenth of its images."),
     ] = False,
-    retry_failed: Annotated[bool, typer.Option(help="Try images again that failed.")] = False,
-    mix_plans: Annotated[
-        bool, typer.Option(help="Add rows although machine, device or versions differ.")
+    retry_failed: Annotated[
+        bool,
+        typer.Option(
+            help="Try images again that could not be decoded; those that could not be read are "
+            "tried on every run."
+        ),
     ] = False,
+    rehash: Annotated[
+        bool,
+        typer.Option(help="Read every file again; equal size and time prove nothing."),
+    ] = False,
+    max_failed: Annotated[
+        float,
+        typer.Option(min=0, max=1, help="Share of bad images above which nothing is finished."),
+    ] = 0.1,
+    on_error: Annotated[
+        str, typer.Option(help="record a bad image and go on, or stop at the first.")
+    ] = "record",
+    mix_plans: MixPlans = False,
     seed: Seed = 0,
     json_output: Json = False,
 ) -> None:
     """Run a frozen backbone once over IMAGES and write their features to a cache.
 
     A second run computes only what is new or changed. Images that cannot be used are recorded,
-    named and counted, and the run goes on (exit code 3).
+    named and counted, and the run goes on (exit code 3). Ctrl-C finishes the batch in hand; the
+    same command goes on from there.
     """
-    from featx.extraction import Listener, run_extraction
+    from featx.extraction import run_extraction
     from featx.specs import ExtractOptions
 
     options = ExtractOptions(
@@ -137,17 +154,20 @@ def extract(
         label_from=label_from,
         split_folders=split_folders,
     )
-    with progress("extract") as bar:
+    with listening("extract") as listener:
         extraction = run_extraction(
             images,
             options,
             cache_dir=cache_dir,
             out=out_file,
+            listener=listener,
             fresh=fresh,
             prune=prune,
             retry_failed=retry_failed,
+            rehash=rehash,
             mix_plans=mix_plans,
-            listener=Listener(tell=tell, start=bar.start, advance=bar.advance),
+            max_failed=max_failed,
+            on_error=on_error,
         )
     features, report = extraction.features, extraction.report
     tell_failures(features.failed)
@@ -182,7 +202,7 @@ def extract(
             tell(
                 f"{report['images']:,} images in {seconds['wall']:,.1f} s, "
                 f"{report['images_per_s']:,.1f} images/s (forward {seconds['forward']:,.1f} s, "
-                f"decode {seconds['decode']:,.1f} s in {report['workers']} threads beside it, "
+                f"decode {seconds['decode']:,.1f} s in {report['workers']} processes beside it, "
                 f"write {seconds['write']:,.1f} s)"
             )
     exit_if_failed(features.failed)

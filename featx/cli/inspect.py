@@ -7,14 +7,25 @@ import importlib.util
 import os
 import platform
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from featx.cli.options import CacheDir, Json
-from featx.cli.output import command, out, print_json, table, tell
+from featx.cli.options import CacheDir, Device, Json, MixPlans
+from featx.cli.output import (
+    command,
+    exit_if_failed,
+    out,
+    print_json,
+    table,
+    tell,
+    tell_failures,
+)
+from featx.cli.stopping import listening
 from featx.errors import EXIT_UNUSABLE, InputError
+from featx.image_sources import shown
 
 
 @command
@@ -93,34 +104,83 @@ def verify(
         Path | None, typer.Argument(help="A cache; the newest in --cache-dir if none is named.")
     ] = None,
     cache_dir: CacheDir = Path("cache"),
+    repair: Annotated[
+        bool,
+        typer.Option(
+            "--repair", help="Copy the good rows to a new file, compute the others, replace it."
+        ),
+    ] = False,
+    images: Annotated[
+        str | None, typer.Option(help="Where the images are now; as recorded if not given.")
+    ] = None,
+    weights: Annotated[
+        str | None, typer.Option(help="The backbone's weights file; as recorded if not given.")
+    ] = None,
+    device: Device = "auto",
+    prune: Annotated[
+        bool, typer.Option(help="Accept that the images have moved or that over a tenth are gone.")
+    ] = False,
+    mix_plans: MixPlans = False,
     json_output: Json = False,
 ) -> None:
-    """Check every byte of a cache against its checksums; exit code 4 where one differs."""
+    """Check every byte of a cache against its checksums; exit code 4 where one differs.
+
+    With --repair a damaged cache is replaced by a whole one, made of its good rows and of new
+    features for the others; the images and weights have to be there.
+    """
     from featx.cache import verify as check
     from featx.workspace import newest_cache
 
     found = check(cache or newest_cache(cache_dir))
+    mended = None
+    if repair and not found.ok:
+        from featx.repairing import repair as mend
+
+        _tell_damage(found, tell)
+        with listening("repair") as listener:
+            mended = mend(
+                found.path,
+                images=images,
+                weights=weights,
+                device=device,
+                prune=prune,
+                mix_plans=mix_plans,
+                listener=listener,
+            )
+    facts = {
+        "cache": str(found.path),
+        "ok": found.ok,
+        "rows": found.n,
+        "bad_rows": list(found.bad_rows),
+        "bad_paths": list(found.bad_paths),
+        "digest_matches": found.digest_matches,
+        "bad_columns": list(found.bad_columns),
+        "repaired": mended is not None,
+    }
     if json_output:
-        print_json(
-            {
-                "cache": str(found.path),
-                "ok": found.ok,
-                "rows": found.n,
-                "bad_rows": list(found.bad_rows),
-                "bad_paths": list(found.bad_paths),
-                "digest_matches": found.digest_matches,
-            }
-        )
+        print_json(facts | ({"kept": mended.decision.kept} if mended is not None else {}))
+    elif mended is not None:
+        kept = mended.decision.kept
+        again = len(mended.decision.source_rows) - kept
+        out().print(f"{found.path}: repaired; {kept:,} rows copied, {again:,} computed again")
     elif found.ok:
         out().print(f"{found.path}: all {found.n:,} rows and all metadata are as they were written")
     else:
-        for row, path in zip(found.bad_rows, found.bad_paths, strict=True):
-            out().print(f"row {row:,} is damaged: {path}")
-        if not found.digest_matches:
-            out().print("labels, paths or other bytes outside the features are damaged")
-        tell(f"featx: {found.path} is damaged; make it anew with `featx extract --fresh`")
-    if not found.ok:
+        _tell_damage(found, out().print)
+        tell(f"featx: {found.path} is damaged; mend it with `featx verify --repair {found.path}`")
+    if mended is not None:
+        tell_failures(mended.features.failed)
+        exit_if_failed(mended.features.failed)
+    elif not found.ok:
         raise typer.Exit(EXIT_UNUSABLE)
+
+
+def _tell_damage(found: Any, say: Callable[[str], Any]) -> None:
+    for row, path in zip(found.bad_rows, found.bad_paths, strict=True):
+        say(f"row {row:,} is damaged: {shown(path)}")
+    if not found.digest_matches:
+        columns = ", ".join(found.bad_columns) or "bytes outside the features"
+        say(f"damaged outside the features: {columns}")
 
 
 @command

@@ -20,13 +20,16 @@ BatchSize = Annotated[
     typer.Option(min=1, help="Images per forward pass; 16 on the CPU, 32 on MPS, 128 on CUDA."),
 ]
 Workers = Annotated[
-    int | None, typer.Option(min=1, help="Decoding threads; one per core, at most 16.")
+    int | None, typer.Option(min=1, help="Decoding processes; one per core, at most 16.")
 ]
 Precision = Annotated[
     str | None, typer.Option(help="fp32 (the default everywhere), tf32, bf16 or fp16.")
 ]
 CacheDir = Annotated[Path, typer.Option(help="Where caches and heads of default names lie.")]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of everything that is drawn at random.")]
+MixPlans = Annotated[
+    bool, typer.Option(help="Add rows although machine, device or versions differ.")
+]
 Json = Annotated[bool, typer.Option("--json", help="JSON on standard output, for programs.")]
 
 

@@ -1,0 +1,64 @@
+"""Ctrl-C, and a scheduler's request to end: between two batches first, at once when repeated."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+from featx.cli.output import progress, tell
+
+if TYPE_CHECKING:
+    from featx.extraction import Listener
+
+
+class Stopper:
+    """Whether the run was asked to stop. Until `begin` there is no batch to finish."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        self._begun = False
+
+    def begin(self) -> None:
+        """From now on the first request only asks."""
+        self._begun = True
+
+    def request(self, number: int, frame: FrameType | None) -> None:
+        """A signal handler."""
+        if self.asked or not self._begun:
+            raise KeyboardInterrupt
+        self.asked = True
+        tell("featx: finishing the batch in hand; once more stops at once")
+
+
+@contextmanager
+def stop_on_signals() -> Iterator[Stopper]:
+    """Send SIGINT (Ctrl-C) and SIGTERM (batch systems) to a `Stopper` inside the block."""
+    stopper = Stopper()
+    before: dict[signal.Signals, Callable[..., Any] | int | None] = {}
+    for number in (signal.SIGINT, signal.SIGTERM):
+        try:
+            before[number] = signal.signal(number, stopper.request)
+        except ValueError:  # only the main thread may; elsewhere somebody else owns the signals
+            break
+    try:
+        yield stopper
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def listening(doing: str) -> Iterator[Listener]:
+    """A listener that shows progress, tells the person at the terminal, and hears Ctrl-C."""
+    from featx.extraction import Listener
+
+    with progress(doing) as bar, stop_on_signals() as stopper:
+
+        def start(total: int) -> None:
+            stopper.begin()
+            bar.start(total)
+
+        yield Listener(tell=tell, start=start, advance=bar.advance, stop=lambda: stopper.asked)

@@ -1,0 +1,130 @@
+"""Mending a damaged cache: its good rows are copied to a new file, the others computed again."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from featx.cache import CacheFile, Decision, Verification, open_cache, verify
+from featx.errors import CacheError
+from featx.extraction import Extraction, Listener, Source, fill_cache
+from featx.featureset import feature_set
+from featx.images import ImageTable, list_images
+from featx.pipeline import options_of_spec
+from featx.specs import ExtractRules
+from featx.transforms import Transform
+
+# Damaged columns beside which the cache still says truly which images it is made of: where one of
+# these is wrong, the row itself shows it.
+_TABLE_INTACT: Final = frozenset({"crc32", "errors", "status", "sha256", "other bytes"})
+
+
+def repair(
+    cache: str | os.PathLike[str],
+    *,
+    images: str | os.PathLike[str] | None = None,
+    weights: str | None = None,
+    device: str = "auto",
+    prune: bool = False,
+    mix_plans: bool = False,
+    listener: Listener | None = None,
+) -> Extraction:
+    """Copy the good rows of a damaged cache to a new file, compute the others, and put it in place.
+
+    The damaged file stays as it is until the whole new one replaces it. Where labels, paths or
+    other columns of the image list are damaged, the images are listed anew; where it cannot be
+    told which rows are good, every image is read and compared with the hash of its row.
+
+    Parameters
+    ----------
+    cache : a finished cache.
+    images : folder, list or glob to list anew; by default the one recorded in the cache.
+    weights : the backbone's weights file; by default where it lay.
+    device : to compute on; must be of the kind the cache was computed on.
+    prune : accept that the listed folder has moved or lost more than a tenth of its images.
+    mix_plans : compute rows although machine or versions differ from those of the cache.
+    listener : is told what is done.
+
+    Returns
+    -------
+    Extraction
+        Of an intact cache: a ``reuse`` without a forward pass.
+
+    Raises
+    ------
+    CacheError
+        So damaged that it cannot be opened, or made otherwise than can be repeated here.
+    InputError, WeightsError, LockedError, DiskError
+        As `featx.extract`.
+    """
+    found = verify(cache)
+    file = open_cache(cache)
+    if found.ok:
+        kept = Decision("reuse", file, np.arange(len(file)))
+        return Extraction(feature_set(file), kept, file.run, 0)
+    bad = set(found.bad_columns)
+    options = options_of_spec(file.spec, file.plan, weights=weights, device=device)
+    if images is None and bad <= _TABLE_INTACT:
+        table, source = _own_table(file, found), _recorded_source(file)
+    else:
+        source = os.fspath(images) if images is not None else _recorded_source(file)
+        table = list_images(
+            source,
+            label_from=options.label_from,  # type: ignore[arg-type]  # checked by ExtractOptions
+            split_folders=options.split_folders,
+        )
+    rules = ExtractRules(
+        prune=prune,
+        mix_plans=mix_plans,
+        max_failed=1.0,  # what failed before is no reason not to mend the others
+        retry_failed=not found.digest_matches,
+        rehash=bool(bad & {"run", "sha256"}),
+    )
+    target = Path(cache)
+    job = Source(
+        images=source,
+        table=table,
+        target=lambda _backbone: target,
+        damaged=frozenset(found.bad_rows),
+        transform=Transform.from_dict(file.spec["transform"]),
+    )
+    return fill_cache(job, options, rules, listener or Listener())
+
+
+def _recorded_source(file: CacheFile) -> str:
+    """Where the images of a cache were listed from; its root where that cannot be read."""
+    try:
+        source: Any = file.run.get("source")
+    except CacheError:
+        source = None
+    return source if isinstance(source, str) and source else file.root
+
+
+def _own_table(file: CacheFile, found: Verification) -> ImageTable:
+    """The images as the cache lists them; those of bad rows with the size and time of today."""
+    size_bytes, mtime_ns = file.read("size_bytes"), file.read("mtime_ns")
+    root = Path(file.root)
+    for row in found.bad_rows:
+        try:
+            status = (root / os.fsdecode(file.paths[row])).stat()
+        except OSError:  # gone: told of, with its reason, when it is to be read
+            continue
+        size_bytes[row], mtime_ns[row] = status.st_size, status.st_mtime_ns
+    groups = file.read("groups")
+    return ImageTable(
+        root=root,
+        paths=file.paths,
+        labels=file.read("labels"),
+        classes=file.classes,
+        split=file.read("split"),
+        groups=groups,
+        group_names=tuple(str(i) for i in range(int(groups.max()) + 1)),
+        size_bytes=size_bytes,
+        mtime_ns=mtime_ns,
+        skipped={},
+        notes=(),
+        rules=dict(file.spec["images"]),
+    )
