@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +17,12 @@ from featx.cache import (
     CacheWriter,
     Disk,
     Status,
-    cache_lock,
     fingerprint,
     open_cache,
     partial_path,
     verify,
 )
-from featx.errors import CacheError, DiskError, InputError, LockedError
+from featx.errors import CacheError, DiskError, InputError
 
 
 def test_a_finished_cache_gives_back_what_was_put(tmp_path: Path) -> None:
@@ -238,29 +235,6 @@ def test_extending_over_its_own_unfinished_file_loses_nothing(tmp_path: Path) ->
     assert grown.pending.tolist() == [6, 7, 8, 9, 10, 11]
     assert np.array_equal(grown.file.map("features")[:6], features_of(6))
     grown.close()
-
-
-def test_a_second_run_is_told_who_holds_the_cache(tmp_path: Path) -> None:
-    path = tmp_path / "a.h5"
-    code = (
-        "import sys; from pathlib import Path; from featx.cache import cache_lock\n"
-        "with cache_lock(Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"
-    )
-    with subprocess.Popen(
-        [sys.executable, "-c", code, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    ) as other:
-        assert other.stdout is not None
-        assert other.stdout.readline().strip() == b"held"
-        with (
-            pytest.raises(LockedError, match=f"process {other.pid} on ") as caught,
-            cache_lock(path),
-        ):
-            pass
-        assert caught.value.exit_code == 5
-        other.kill()
-        other.communicate()
-    with cache_lock(path):  # the lock of a dead process blocks nobody
-        pass
 
 
 def _relink(path: Path, name: str, make: Any) -> None:
