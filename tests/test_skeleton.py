@@ -19,7 +19,11 @@ ATTRIBUTES = {"format": "featx cache 1", "spec": "{}" * 1000, "root": "/birds/\u
 def test_the_bytes_are_those_hdf5_writes_to_a_file_of_its_own(tmp_path: Path) -> None:
     layout = columns(1000, (7, 3, 3), "float16", 33, 5, 9)
     path = tmp_path / "by-hdf5.h5"
-    options = {"libver": "latest", "alignment_threshold": 1, "alignment_interval": ALIGNMENT}
+    options = {
+        "libver": ("v110", "v110"),
+        "alignment_threshold": 1,
+        "alignment_interval": ALIGNMENT,
+    }
     with h5py.File(path, "w", **options) as file:
         for name, text in ATTRIBUTES.items():
             _fixed_attribute(file, name, text)
