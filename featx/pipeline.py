@@ -22,7 +22,6 @@ from featx.specs import ExtractOptions
 from featx.transforms import Transform
 from featx.weights import is_local_weights, sha256_file
 
-
 # What a spec must say for the pipeline to be built again.
 _RECORD: Final = {
     "backbone": str,
@@ -234,9 +233,10 @@ def _check_recorded_file(
                 f"has {found[:16]}…; give the right file with --weights"
             )
     elif Path(path).name == recorded["name"]:
+        gone = "is no plain file of weights" if Path(path).exists() else "is no longer there"
         raise WeightsError(
             f"the features were made with {spec['backbone']} weights from {path} ({wanted}), "
-            "which is no longer there as a file of weights; give the file with --weights"
+            f"which {gone}; give the file with --weights"
         )
 
 

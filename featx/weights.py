@@ -13,10 +13,12 @@ import os
 import pickle
 import re
 import socket
+import stat
 import struct
 import sys
 import urllib.error
 import warnings
+import zipfile
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -63,6 +65,8 @@ _UNREADABLE = (
     AssertionError,
     ArithmeticError,
     ImportError,
+    MemoryError,
+    RecursionError,
     struct.error,
 )
 _MAGIC = (
@@ -79,6 +83,7 @@ _MAGIC = (
 # wait for minutes before the user hears that there is no network.
 _CONNECT_TIMEOUT_S = 30.0
 _CHUNK_BYTES = 1 << 20
+_MAX_BYTES = 64 * 2**30  # the largest published networks for images have some 25 GB
 
 
 def sha256_file(path: str | os.PathLike[str]) -> str:
@@ -109,6 +114,22 @@ def sha256_file(path: str | os.PathLike[str]) -> str:
     except OSError as error:
         raise WeightsError(f"weights file {path} cannot be read: {error.strerror}") from error
     return digest.hexdigest()
+
+
+def is_local_weights(path: str | os.PathLike[str]) -> bool:
+    """Whether a path that a cache or head recorded may be looked at as a weights file.
+
+    A plain file of a size that weights have, not of another host (asking for one tells Windows'
+    server there who asks). Devices, pipes and endless files below /proc are none.
+    """
+    text = os.fspath(path)
+    if os.name == "nt" and text.replace("/", "\\").startswith("\\\\"):
+        return False
+    try:
+        status = os.stat(path)  # noqa: PTH116
+    except (OSError, ValueError):  # ValueError: a NUL in it
+        return False
+    return stat.S_ISREG(status.st_mode) and 0 < status.st_size <= _MAX_BYTES
 
 
 def state_dict_sha256(state: Mapping[str, torch.Tensor]) -> str:
@@ -308,7 +329,23 @@ def _refuse_by_magic(file: Path) -> None:
             raise WeightsError(f"{file} is {what}; {_EXPECTED}")
 
 
+def _refuse_packed(file: Path) -> None:
+    """Refuse a zip archive that holds more than its size: `torch.save` neither packs nor shares."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            entries = archive.infolist()
+    except (zipfile.BadZipFile, OSError, ValueError, LookupError, NotImplementedError):
+        return  # no archive, or a damaged one: torch.load says so
+    unpacked = sum(entry.file_size for entry in entries)
+    if unpacked > file.stat().st_size or any(e.compress_type for e in entries):
+        raise WeightsError(
+            f"{file} is a packed archive of {unpacked:,} bytes in {file.stat().st_size:,}, and "
+            f"torch.save packs nothing; {_EXPECTED}"
+        )
+
+
 def _load_pickle(file: Path) -> Any:
+    _refuse_packed(file)
     try:
         # torchvision's and timm's training scripts store their options beside the weights: a
         # Namespace is a bag of values, without code of its own.

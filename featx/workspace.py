@@ -45,8 +45,7 @@ def newest_head(folder: str | os.PathLike[str] = "cache") -> Path:
 
 def cache_of_head(recorded: dict[str, str], head: Path) -> Path:
     """The cache a head was fitted on: of the recorded name beside the head, else where it lay,
-    else the newest beside
-    the head; always with the same fingerprint, made from the same folder.
+    else the newest beside the head; always with the same fingerprint, made from the same folder.
 
     Parameters
     ----------
@@ -58,7 +57,9 @@ def cache_of_head(recorded: dict[str, str], head: Path) -> Path:
     CacheError
         No such cache is found.
     """
-    named = [head.parent / recorded["file"], Path(recorded["path"])]
+    # the record may come from a stranger: names, not ways out of the folder; caches, nothing else
+    named = [head.parent / Path(recorded["file"]).name, Path(recorded["path"])]
+    named = [path for path in named if path.suffix == ".h5" and not _is_of_another_host(path)]
     for path in (*named, *newest_first(head.parent, "*.h5")):
         found = _try_open(path)
         if found and (found.fingerprint, found.root) == (recorded["fingerprint"], recorded["root"]):
@@ -67,6 +68,11 @@ def cache_of_head(recorded: dict[str, str], head: Path) -> Path:
         f"the cache that {head.name} was fitted on ({recorded['file']}) is not beside it nor at "
         f"{recorded['path']}; name a cache: featx evaluate CACHE {head}"
     )
+
+
+def _is_of_another_host(path: Path) -> bool:
+    """Whether Windows would ask another host for it, and tell that host who asks."""
+    return path.drive.startswith("\\\\")
 
 
 def _try_open(path: Path) -> CacheFile | None:
