@@ -51,6 +51,7 @@ main()
 """
 _START_S: Final = 60.0  # to start Python and import the decoders, from a slow disk too
 _KILL_S: Final = 2.0  # a kill takes milliseconds, unless the kernel itself is stuck
+_SPARE_S = 5.0  # so much later than it would be killed does it end itself, if it is orphaned
 _SLICE_S: Final = 0.5
 _HAS_POLL = hasattr(select, "poll")  # on Windows a thread with a clock kills instead
 
@@ -108,8 +109,7 @@ class Child:
 
     def wait_until_ready(self) -> None:
         """Return when it can be asked; `NotStartedError` with its last words when it never can."""
-        # Twice the time of a file for its reading and decoding, and some, before it ends itself.
-        own_limit_s = 2 * math.ceil(self._timeout_s) + 5
+        own_limit_s = math.ceil(2 * self._timeout_s + _SPARE_S)  # for reading and decoding
         said = b""
         try:
             self._send(pickle.dumps((self._loader, own_limit_s)))
@@ -117,9 +117,12 @@ class Child:
                 while not said.endswith(READY):
                     said = said[-MAX_TRACEBACK:] + self._some(4096)
         except (DiedError, HungError) as error:
-            words = said.decode("utf-8", "replace").strip()[-500:]
-            took = f"took more than {_START_S:g} s" if isinstance(error, HungError) else error
-            raise NotStartedError(f"{self._process.args[0]!r} {took}; {words}") from error  # type: ignore[index]
+            what = f"took more than {_START_S:g} s to be ready"
+            if isinstance(error, DiedError):
+                what = f"ended before it was ready ({error})"
+            words = " ".join(said.decode("utf-8", "replace").split())[-300:]
+            name = self._process.args[0]  # type: ignore[index]
+            raise NotStartedError(f"{name!r} {what}: {words}") from error
 
     def load(self, path: Path) -> Picture:
         """The picture in a file.

@@ -7,6 +7,7 @@ keeps a run whole; it is no sandbox: the processes may do what the user may.
 
 from __future__ import annotations
 
+import math
 import sys
 import threading
 import time
@@ -26,8 +27,10 @@ _CLOSE_S: Final = 5.0
 class IsolatedLoader:
     """A `Loader` whose work is done in other processes; a context manager.
 
-    To be called from several threads at once. Each call borrows a process that has nothing to do,
-    or starts one: there are never more than calls at the same time.
+    To be called from several threads at once. Each call borrows a process that has nothing to do.
+    The first is started by the first call. Their number doubles, up to that of calls at the same
+    time, whenever a call still finds none free after as long as it took to start one: for a few
+    small files one process is done before another would have begun.
 
     A file that crashes its process is tried once more in a new one, because the system may have
     killed the first for want of memory. Where no process can be started at all (a sandbox, a
@@ -52,6 +55,8 @@ class IsolatedLoader:
         self._all: set[Child] = set()  # also those at work
         self._n = 0  # those in `_all`, and those being started
         self._limit = sys.maxsize
+        self._room, self._grow_at = 1, math.inf  # how many there may be, and when there may be more
+        self._start_s = 0.0
         self._has_started = self._in_process = self._closed = False
 
     def __enter__(self) -> Self:
@@ -125,8 +130,9 @@ class IsolatedLoader:
         """A process with nothing to do; None: do it in this one."""
         while True:
             with self._changed:
-                while not (self._closed or self._in_process or self._idle or self._n < self._limit):
-                    self._changed.wait()
+                while not (self._closed or self._in_process or self._idle or self._may_start()):
+                    left_s = self._grow_at - time.monotonic()
+                    self._changed.wait(left_s if math.isfinite(left_s) else None)
                 if self._closed:
                     raise FeatxError("the loader has been closed")
                 if self._in_process:
@@ -141,9 +147,17 @@ class IsolatedLoader:
             if child is not None:
                 return child
 
+    def _may_start(self) -> bool:
+        """Whether a call that found no free process may start one."""
+        if time.monotonic() >= self._grow_at:
+            self._room, self._grow_at = min(2 * self._room, self._limit), math.inf
+            self._changed.notify_all()
+        return self._n < self._room
+
     def _new(self) -> Child | None:
         """A new process, ready; None where there can be no more than there are."""
         child = None
+        begun = time.monotonic()
         try:
             child = Child(self._loader, timeout_s=self._timeout_s)
             with self._changed:
@@ -158,13 +172,17 @@ class IsolatedLoader:
         except BaseException:
             self._discard(child)
             raise
-        self._has_started = True
+        with self._changed:
+            now = time.monotonic()
+            self._start_s = self._start_s or now - begun
+            self._has_started, self._grow_at = True, now + self._start_s
+            self._changed.notify_all()
         return child
 
     def _do_with_less(self, error: NotStartedError) -> None:
         """Go on with the processes there are; without any, in this one, if none ever started."""
         with self._changed:
-            self._limit = max(self._n, 1)
+            self._limit = self._room = max(self._n, 1)
             if self._n or self._closed or self._in_process:
                 return
             if self._has_started:

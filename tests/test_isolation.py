@@ -1,0 +1,534 @@
+"""A decoder that crashes or hangs costs one file, not the run."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from misbehaving import PLAIN, SIZE, Misbehaving
+from PIL import Image
+
+import featx.child
+import featx.isolation
+from featx.errors import FeatxError, ImageError
+from featx.forward import run
+from featx.isolation import IsolatedLoader
+from featx.pipeline import MemorySink
+from featx.worker import HEADER, PIXELS, READ, READY, REFUSED
+
+LOADER = Misbehaving(PLAIN)
+FOR_EVER_S = 1_000.0  # no test waits so long, unless what it tests is broken
+
+posix_only = pytest.mark.skipif(os.name != "posix", reason="signals and named pipes")
+
+File = Callable[[str], Path]
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> File:
+    """Makes a file that tells the decoder what to do."""
+    folder = tmp_path / "files"
+    folder.mkdir()
+
+    def make(content: str) -> Path:
+        path = folder / f"{len(list(folder.iterdir()))}.png"
+        path.write_bytes(content.encode())
+        return path
+
+    return make
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> list[subprocess.Popen[bytes]]:
+    """The processes started for decoding during the test."""
+    processes: list[subprocess.Popen[bytes]] = []
+    start = featx.child._start
+
+    def counted() -> subprocess.Popen[bytes]:
+        processes.append(start())
+        return processes[-1]
+
+    monkeypatch.setattr(featx.child, "_start", counted)
+    return processes
+
+
+def failure(load: IsolatedLoader, path: Path) -> tuple[int, str]:
+    """Status and words of a file that cannot be used; its digest is checked."""
+    with pytest.raises(ImageError) as caught:
+        load(path)
+    read = caught.value.status != 2
+    assert caught.value.sha256 == (
+        hashlib.sha256(path.read_bytes()).digest() if read else bytes(32)
+    )
+    return caught.value.status, str(caught.value)
+
+
+def colour_of(number: int) -> tuple[int, int, int]:
+    return number % 251, number // 251, 77
+
+
+def coloured(folder: Path, number: int) -> Path:
+    path = folder / f"{number}.png"
+    Image.new("RGB", (SIZE, SIZE), colour_of(number)).save(path)
+    return path
+
+
+class ColourEngine:
+    """Features are the colour, so that a row says which picture it came from."""
+
+    name = "colour"
+    batch_size = 4
+    feature_shape = (3,)
+
+    def __call__(self, pixels: np.ndarray) -> np.ndarray:
+        return pixels[:, 0, 0].astype(np.float32)
+
+
+# --- what a decoder can do ------------------------------------------------------------------------
+
+
+def test_a_picture_is_the_same_as_in_this_process(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    pixels = np.random.default_rng(0).integers(0, 256, (31, 57, 3), np.uint8)
+    Image.fromarray(pixels).save(path)
+    with IsolatedLoader(LOADER) as load:
+        isolated, here = load(path), LOADER(path)
+    assert np.array_equal(isolated.pixels, here.pixels)
+    assert isolated.pixels.dtype == np.uint8
+    assert isolated.sha256 == here.sha256
+
+
+def test_a_bad_file_is_refused_with_the_same_words_as_in_this_process(file: File) -> None:
+    broken = file("no picture at all")
+    with IsolatedLoader(LOADER) as load:
+        for path in (broken, broken.with_name("none.jpg")):
+            with pytest.raises(ImageError) as here:
+                LOADER(path)
+            with pytest.raises(ImageError) as isolated:
+                load(path)
+            assert str(isolated.value) == str(here.value)
+            assert isolated.value.status == here.value.status
+            assert isolated.value.sha256 == here.value.sha256
+
+
+@posix_only
+def test_each_way_to_die_costs_its_file_alone_and_row_i_stays_file_i(
+    file: File, tmp_path: Path, started: list[subprocess.Popen[bytes]]
+) -> None:
+    deadly = {2: "segfault", 5: "abort", 9: "leave"}
+    paths = [file(deadly[i]) if i in deadly else coloured(tmp_path, i) for i in range(12)]
+    sink = MemorySink(len(paths), (3,))
+    with IsolatedLoader(LOADER) as load:
+        times = run(enumerate(paths), load, engine=ColourEngine(), sink=sink, workers=2)
+    assert sink.failed == {
+        2: (5, "crashed the decoder (signal 11, SIGSEGV)"),
+        5: (5, "crashed the decoder (signal 6, SIGABRT)"),
+        9: (5, "crashed the decoder (exit code 3)"),
+    }
+    assert (times.done, times.failed) == (9, 3)
+    for i, path in enumerate(paths):
+        assert sink.sha256[i].tobytes() == hashlib.sha256(path.read_bytes()).digest()
+        assert i in deadly or sink.features[i].tolist() == list(colour_of(i))
+    assert len(started) >= 2 * len(deadly)  # each was tried once more, in a new process
+    assert all(process.returncode is not None for process in started)
+
+
+def test_a_file_that_crashes_the_first_time_only_is_decoded(file: File, tmp_path: Path) -> None:
+    with IsolatedLoader(LOADER) as load:
+        picture = load(file(f"once {tmp_path / 'marker'}"))
+    assert picture.pixels[0, 0].tolist() == [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("verb", "has_poll"), [("loop", True), ("freeze", True), ("freeze", False)]
+)
+def test_a_decoder_that_hangs_is_killed_and_its_file_recorded(
+    file: File, verb: str, has_poll: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(featx.child, "_HAS_POLL", has_poll and featx.child._HAS_POLL)
+    with IsolatedLoader(LOADER, timeout_s=0.4) as load:
+        assert failure(load, file(verb)) == (5, "decoding took more than 0.4 s")
+        assert load(file("touch " + os.devnull)).pixels.shape == LOADER.shape
+
+
+@posix_only
+def test_a_file_that_cannot_be_read_to_its_end_may_be_tried_again(tmp_path: Path) -> None:
+    fifo = tmp_path / "a.jpg"
+    os.mkfifo(fifo)
+    with IsolatedLoader(LOADER, timeout_s=0.4) as load:
+        assert failure(load, fifo) == (2, "reading took more than 0.4 s")
+
+
+def test_a_pause_of_the_whole_machine_is_not_blamed_on_a_file(
+    file: File, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Clock:
+        """Goes on by an hour whenever it is looked at."""
+
+        now = 0.0
+
+        def monotonic(self) -> float:
+            self.now += 3_600
+            return self.now
+
+    with IsolatedLoader(LOADER, timeout_s=30) as load:
+        load(file("touch " + os.devnull))
+        monkeypatch.setattr(featx.child, "time", Clock())
+        assert load(file("doze 0.8")).pixels.shape == LOADER.shape
+
+
+def test_a_defect_in_the_decoding_is_not_taken_for_a_bad_file(file: File) -> None:
+    with IsolatedLoader(LOADER) as load:
+        with pytest.raises(RuntimeError, match=r"(?s)0\.png met an error.*ZeroDivisionError: a de"):
+            load(file("defect"))
+        assert load(file("touch " + os.devnull)).pixels.shape == LOADER.shape
+
+
+@pytest.mark.parametrize(
+    "claim",
+    [
+        HEADER.pack(PIXELS, 2**32 - 1),
+        HEADER.pack(PIXELS, 3) + b"abc",
+        HEADER.pack(READ, 32) + bytes(32),  # which it had said already
+        HEADER.pack(77, 0),
+        HEADER.pack(REFUSED, 0),
+        HEADER.pack(REFUSED, 3) + bytes([1]) + b"ok",  # a status that no failure has
+        HEADER.pack(REFUSED, 10**6),
+        pickle.dumps(print),
+    ],
+    ids=["huge", "short", "again", "kind", "empty", "status", "words", "pickle"],
+)
+def test_what_a_process_claims_is_believed_within_bounds_only(
+    tmp_path: Path, claim: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = tmp_path / "impostor.py"
+    said = HEADER.pack(READ, 32) + b"s" * 32 + claim
+    script.write_text(
+        f"import os, time\nos.write(1, {READY!r})\n"
+        "os.read(0, 2**16)  # the loader\nos.read(0, 2**16)  # the path\n"
+        f"os.write(1, {said!r})\ntime.sleep({FOR_EVER_S})"
+    )
+    impostor = subprocess.Popen(
+        [sys.executable, "-S", "-E", str(script)],
+        bufsize=0,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    allocated: list[int] = []
+
+    def noted(size: int) -> bytearray:
+        allocated.append(size)
+        return bytearray(size)
+
+    monkeypatch.setattr(featx.child, "bytearray", noted, raising=False)
+    monkeypatch.setattr(featx.child, "_start", lambda: impostor)
+    child = featx.child.Child(LOADER, timeout_s=FOR_EVER_S)
+    try:
+        child.wait_until_ready()
+        with pytest.raises(featx.child.DiedError, match="it answered what makes no sense"):
+            child.load(tmp_path)
+    finally:
+        child.end()
+    assert child.sha256 == b"s" * 32
+    assert max(allocated) <= SIZE * SIZE * 3
+
+
+def test_what_decoders_print_reaches_neither_the_terminal_nor_the_answers(
+    file: File, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with IsolatedLoader(LOADER) as load:
+        assert load(file("noise")).pixels[0, 0].tolist() == [1, 2, 3]
+    assert capfd.readouterr() == ("", "")
+
+
+# --- which processes there are --------------------------------------------------------------------
+
+
+def test_no_process_is_started_without_a_file(started: list[subprocess.Popen[bytes]]) -> None:
+    with IsolatedLoader(LOADER):
+        pass
+    assert started == []
+
+
+def test_one_process_serves_all_calls_until_another_would_have_been_ready(
+    tmp_path: Path, started: list[subprocess.Popen[bytes]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Clock:
+        """Stands still, but for the hour that starting a process takes."""
+
+        now = 0.0
+
+        def monotonic(self) -> float:
+            return self.now
+
+    clock, wait_until_ready = Clock(), featx.child.Child.wait_until_ready
+
+    def take_an_hour(child: featx.child.Child) -> None:
+        wait_until_ready(child)
+        clock.now += 3_600
+
+    monkeypatch.setattr(featx.child.Child, "wait_until_ready", take_an_hour)
+    monkeypatch.setattr(featx.isolation, "time", clock)
+    paths = [coloured(tmp_path, i) for i in range(20)]
+    with IsolatedLoader(LOADER) as load, ThreadPoolExecutor(4) as pool:
+        pictures = list(pool.map(load, paths))
+    assert [p.pixels[0, 0].tolist() for p in pictures] == [list(colour_of(i)) for i in range(20)]
+    assert len(started) == 1
+
+
+def test_a_slow_file_does_not_keep_the_others_waiting(file: File, tmp_path: Path) -> None:
+    marker = tmp_path / "marker"
+    slow, quick = file(f"after {marker}"), file(f"touch {marker}")
+    with IsolatedLoader(LOADER) as load, ThreadPoolExecutor(2) as pool:
+        pictures = list(pool.map(load, [slow, quick]))  # the first ends when the second has
+    assert len(pictures) == 2
+
+
+def test_a_process_that_died_idle_is_replaced(
+    tmp_path: Path, started: list[subprocess.Popen[bytes]]
+) -> None:
+    with IsolatedLoader(LOADER) as load:
+        load(coloured(tmp_path, 1))
+        started[0].kill()
+        started[0].wait()
+        assert load(coloured(tmp_path, 2)).pixels[0, 0].tolist() == list(colour_of(2))
+    assert len(started) == 2
+
+
+@posix_only
+def test_ctrl_c_is_for_the_process_that_asks(
+    tmp_path: Path, started: list[subprocess.Popen[bytes]]
+) -> None:
+    with IsolatedLoader(LOADER) as load:
+        load(coloured(tmp_path, 1))
+        assert os.getpgid(started[0].pid) != os.getpgid(0)
+        started[0].send_signal(signal.SIGINT)
+        load(coloured(tmp_path, 2))
+    assert len(started) == 1
+
+
+def test_an_interrupted_run_leaves_no_process_and_waits_for_none(
+    file: File, tmp_path: Path, started: list[subprocess.Popen[bytes]]
+) -> None:
+    class Interrupted(ColourEngine):
+        def __call__(self, pixels: np.ndarray) -> np.ndarray:
+            raise KeyboardInterrupt
+
+    paths = [*(coloured(tmp_path, i) for i in range(4)), file("freeze"), file("freeze")]
+    sink = MemorySink(len(paths), (3,))
+    with (
+        IsolatedLoader(LOADER, timeout_s=FOR_EVER_S) as load,
+        pytest.raises(KeyboardInterrupt),
+    ):
+        run(enumerate(paths), load, engine=Interrupted(), sink=sink, workers=2)
+    assert started
+    assert all(process.returncode is not None for process in started)
+
+
+@posix_only
+@pytest.mark.parametrize("verb", ["hold", "cling"], ids=["idle", "hanging"])
+def test_a_parent_that_is_killed_leaves_no_process(file: File, tmp_path: Path, verb: str) -> None:
+    fifo = tmp_path / "fifo"  # held open by the child as long as it lives
+    os.mkfifo(fifo)
+    script = f"""
+        import featx.child
+        featx.child._SPARE_S = -59  # so that a child that hangs ends itself after 60 - 59 s
+        load = IsolatedLoader(Misbehaving(PLAIN), timeout_s=30)
+        load(Path({str(file(f"{verb} {fifo}"))!r}))
+        time.sleep({FOR_EVER_S})
+    """
+    with start_script(script, tmp_path) as parent, fifo.open("rb") as held:  # once it holds it
+        parent.kill()
+        parent.wait()
+        assert held.read() == b""  # returns when nobody holds it any more
+
+
+@posix_only
+@pytest.mark.parametrize("n", [3, pytest.param(100, marks=pytest.mark.slow)])
+def test_nothing_is_left_open_after_many_crashes(
+    file: File, n: int, started: list[subprocess.Popen[bytes]]
+) -> None:
+    path = file("segfault")
+    before = sorted(os.listdir("/dev/fd"))  # noqa: PTH208
+    with IsolatedLoader(LOADER) as load:
+        for _ in range(n):
+            assert failure(load, path)[0] == 5
+    assert len(started) == 2 * n
+    assert all(process.returncode == -signal.SIGSEGV for process in started)
+    assert sorted(os.listdir("/dev/fd")) == before  # noqa: PTH208
+
+
+# --- where processes cannot be had ----------------------------------------------------------------
+
+
+def no_executable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("multiprocessing.spawn.get_executable", lambda: None)
+
+
+def another_program(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("multiprocessing.spawn.get_executable", lambda: "/bin/echo")
+
+
+def no_program(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("multiprocessing.spawn.get_executable", lambda: b"/no/python")
+
+
+def frozen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "frozen", True, raising=False)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "why"),
+    [
+        (no_executable, "sys.executable does not say where Python is"),
+        (another_program, r"'/bin/echo' ended before it was ready \(exit code 0\): .*main\(\)"),
+        (no_program, "'/no/python': .*No such file"),
+        (frozen, "this is a frozen program"),
+    ],
+)
+def test_where_no_process_can_be_started_files_are_decoded_here_with_a_warning(
+    tmp_path: Path,
+    spoil: Callable[[pytest.MonkeyPatch], None],
+    why: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    spoil(monkeypatch)
+    paths = [coloured(tmp_path, i) for i in range(8)]
+    with (
+        pytest.warns(RuntimeWarning, match=f"(?s)decoded in this process, .*{why}") as told,
+        IsolatedLoader(LOADER) as load,
+        ThreadPoolExecutor(3) as pool,
+    ):
+        pictures = list(pool.map(load, paths))
+    assert [p.pixels[0, 0].tolist() for p in pictures] == [list(colour_of(i)) for i in range(8)]
+    assert len(told) == 1
+
+
+def test_a_file_that_crashed_is_never_decoded_here(
+    file: File, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start, count = featx.child._start, iter(range(9))
+
+    def only_once() -> subprocess.Popen[bytes]:
+        if next(count):
+            raise featx.child.NotStartedError("no more")
+        return start()
+
+    monkeypatch.setattr(featx.child, "_start", only_once)
+    with (
+        IsolatedLoader(LOADER) as load,
+        pytest.raises(FeatxError, match="no new process for decoding can be started: no more"),
+    ):
+        load(file("leave"))
+
+
+def test_where_only_some_processes_can_be_started_they_do_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start, count = featx.child._start, iter(range(99))
+    refused: list[int] = []
+
+    def only_once() -> subprocess.Popen[bytes]:
+        if next(count):
+            refused.append(1)
+            raise featx.child.NotStartedError("no more")
+        return start()
+
+    monkeypatch.setattr(featx.child, "_start", only_once)
+    paths = [coloured(tmp_path, i) for i in range(8)]
+    with IsolatedLoader(LOADER) as load, ThreadPoolExecutor(3) as pool:
+        load(paths[0])
+        load._grow_at = 0.0
+        pictures = list(pool.map(load, paths * 9))
+    assert [p.pixels[0, 0, 0] for p in pictures] == list(range(8)) * 9
+
+
+# --- other people's programs ----------------------------------------------------------------------
+
+
+def start_script(script: str, folder: Path, *, cwd: Path | None = None) -> subprocess.Popen[str]:
+    """Run a program as users write them: without ``if __name__ == "__main__"``."""
+    head = f"""
+        import sys, time
+        from pathlib import Path
+        sys.path.insert(0, {str(Path(__file__).parent)!r})
+        from misbehaving import PLAIN, Misbehaving
+        from featx.isolation import IsolatedLoader
+    """
+    path = folder / "script.py"
+    path.write_text(textwrap.dedent(head) + textwrap.dedent(script))
+    command = [sys.executable, "-P", "-W", "error", str(path)]
+    return subprocess.Popen(command, cwd=cwd or folder, stdout=subprocess.PIPE, text=True)
+
+
+def test_a_script_without_a_guard_is_not_run_again_in_the_processes(tmp_path: Path) -> None:
+    script = f"""
+        print("once")
+        with IsolatedLoader(Misbehaving(PLAIN)) as load:
+            print(load(Path({str(coloured(tmp_path, 7))!r})).pixels[0, 0].tolist())
+    """
+    with start_script(script, tmp_path) as program:
+        out, _ = program.communicate()
+    assert (program.returncode, out) == (0, "once\n[7, 0, 77]\n")
+
+
+@pytest.mark.parametrize("name", ["numpy", "json", "PIL", "featx"])
+def test_modules_in_the_current_folder_are_not_imported(tmp_path: Path, name: str) -> None:
+    here = tmp_path / "here"
+    here.mkdir()
+    (here / f"{name}.py").write_text("raise SystemExit('code from the current folder was run')")
+    script = f"""
+        sys.path.insert(0, "")  # as in an interactive session, or a notebook
+        with IsolatedLoader(Misbehaving(PLAIN)) as load:
+            print(load(Path({str(coloured(tmp_path, 7))!r})).pixels[0, 0].tolist())
+    """
+    with start_script(script, tmp_path, cwd=here) as program:
+        out, _ = program.communicate()
+    assert (program.returncode, out) == (0, "[7, 0, 77]\n")
+
+
+def test_the_command_line_records_a_file_that_crashes_its_decoder(tmp_path: Path) -> None:
+    import featx
+
+    images = tmp_path / "images"
+    for i in range(6):
+        (images / "ab"[i % 2]).mkdir(parents=True, exist_ok=True)
+        coloured(images / "ab"[i % 2], i)
+    marked = images / "a" / "4.png"
+    Image.new("RGB", (37, 41)).save(marked)
+    (tmp_path / "sitecustomize.py").write_text(
+        textwrap.dedent("""
+            import ctypes
+            from PIL import PngImagePlugin
+
+            def load(self, load=PngImagePlugin.PngImageFile.load):
+                return ctypes.string_at(0) if self.size == (37, 41) else load(self)
+
+            PngImagePlugin.PngImageFile.load = load
+        """)
+    )
+    command = ["-m", "featx", "extract", str(images), "--backbone", "squeezenet1_1"]
+    command += ["--weights", "random", "--out", str(tmp_path / "a.h5"), "--max-failed", "0.5"]
+    result = subprocess.run(
+        [sys.executable, *command],
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 3, result.stderr
+    assert "crashed the decoder (signal 11, SIGSEGV)" in result.stderr
+    features = featx.load(tmp_path / "a.h5")
+    assert [(one.path, one.status) for one in features.failed] == [("a/4.png", 5)]
+    assert list(features.paths) == ["a/0.png", "a/2.png", "b/1.png", "b/3.png", "b/5.png"]
+    assert np.isfinite(features.X).all()
