@@ -101,6 +101,19 @@ def test_a_half_mounted_disk_is_refused_unless_pruned(tmp_path: Path) -> None:
     assert decision(rows_of(9), path).gone == 1  # a tenth is no more than a tenth
 
 
+def test_bad_images_may_be_removed_without_pruning(tmp_path: Path) -> None:
+    path = tmp_path / "a.h5"
+    writer = create(path)
+    writer.put(np.arange(7), features_of(7), sha_of(7))
+    for row in (7, 8, 9):
+        writer.fail(row, Status.UNDECODABLE, "broken")
+    writer.finish(path, {})
+    made = decision(rows_of(7), path)
+    assert (made.action, made.kept, made.gone) == ("extend", 7, 3)
+    with pytest.raises(CacheError, match="2 of the 10 images"):
+        decision(rows_of(5), path)
+
+
 def test_failed_images_are_computed_again_only_when_asked(tmp_path: Path) -> None:
     path = tmp_path / "a.h5"
     writer = create(path)

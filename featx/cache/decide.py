@@ -109,7 +109,8 @@ def decide(
     complete, partial : the finished and the unfinished cache of that name, where they exist.
     hashes : reads files; asked only where size and time of modification do not settle it.
     fresh : start over whatever is there.
-    prune : accept another root, and the loss of more than a tenth of the rows.
+    prune : accept another root, and the loss of more than a tenth of the rows; images that had
+        failed may go.
     trust : what is believed unseen; by default equal size and time, and failures of content.
 
     Raises
@@ -142,9 +143,9 @@ def decide(
             "name another file with --out, or say --prune if the folder has moved"
         )
     found = _match(rows, source, hashes, trust)
-    if found.gone > MAX_GONE * len(source) and not prune:
+    if found.lost > MAX_GONE * len(source) and not prune:
         raise CacheError(
-            f"{found.gone:,} of the {len(source):,} images in {source.path} are no longer under "
+            f"{found.lost:,} of the {len(source):,} images in {source.path} are no longer under "
             f"{root}; is a disk not mounted? Say --prune to drop them, or --out for another file"
         )
     counts = {
@@ -188,6 +189,7 @@ class _Match:
     new: int
     changed: int
     gone: int
+    lost: int  # of those gone, all but the rows that had failed
     renamed: int
     again: int
 
@@ -216,6 +218,7 @@ def _match(rows: Rows, source: CacheFile, hashes: Hashes, trust: Trust) -> _Matc
         new=int((~there & ~renamed).sum()),
         changed=int(changed.sum()),
         gone=int(left.sum()),
+        lost=int((left & (status <= Status.DONE)).sum()),
         renamed=int(renamed.sum()),
         again=int((again & ~changed).sum()),
     )
