@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
@@ -111,8 +111,9 @@ class Child:
         """Return when it can be asked; `NotStartedError` with its last words when it never can."""
         own_limit_s = math.ceil(2 * self._timeout_s + _SPARE_S)  # for reading and decoding
         said = b""
-        try:
+        with suppress(DiedError):  # what it said before it ended is read below
             self._send(pickle.dumps((self._loader, own_limit_s)))
+        try:
             with self._patience(_START_S):
                 while not said.endswith(READY):
                     said = said[-MAX_TRACEBACK:] + self._some(4096)

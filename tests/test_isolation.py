@@ -214,9 +214,8 @@ def test_what_a_process_claims_is_believed_within_bounds_only(
     script = tmp_path / "impostor.py"
     said = HEADER.pack(READ, 32) + b"s" * 32 + claim
     script.write_text(
-        f"import os, time\nos.write(1, {READY!r})\n"
-        "os.read(0, 2**16)  # the loader\nos.read(0, 2**16)  # the path\n"
-        f"os.write(1, {said!r})\ntime.sleep({FOR_EVER_S})"
+        f"import os, time\nos.read(0, 2**16)  # the loader\nos.write(1, {READY!r})\n"
+        f"os.read(0, 2**16)  # the path\nos.write(1, {said!r})\ntime.sleep({FOR_EVER_S})"
     )
     impostor = subprocess.Popen(
         [sys.executable, "-S", "-E", str(script)],
