@@ -39,6 +39,8 @@ def stop_on_signals() -> Iterator[Stopper]:
     stopper = Stopper()
     before: dict[signal.Signals, Callable[..., Any] | int | None] = {}
     for number in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            continue  # so shells start a job in the background: it is not to hear Ctrl-C
         try:
             before[number] = signal.signal(number, stopper.request)
         except ValueError:  # only the main thread may; elsewhere somebody else owns the signals
