@@ -63,7 +63,8 @@ from featx.errors import EXIT_INTERRUPTED, EXIT_SOME_FAILED, EXIT_UNEXPECTED
 
 BATCH_SIZE: Final = 8
 OPTIONS: Final = (
-    *("--backbone", "squeezenet1_1", "--weights", "random", "--device", "cpu", "--prune"),
+    *("--backbone", "squeezenet1_1", "--weights", "random", "--device", "cpu"),
+    *("--prune", "--max-failed", "1"),
     *("--batch-size", str(BATCH_SIZE), "--workers", "2", "--resize", "64", "--crop", "64"),
 )
 ENDINGS: Final = (("SIGKILL", 14), ("SIGTERM", 2), ("SIGINT", 2), ("MemoryError", 2))
