@@ -224,6 +224,27 @@ def test_extending_takes_kept_rows_over_bit_by_bit(tmp_path: Path) -> None:
     assert np.array_equal(featx.load(tmp_path / "b.h5").X[:10], features_of()[[9, *range(9)]])
 
 
+def test_a_row_that_is_damaged_in_the_source_is_not_taken_over(tmp_path: Path) -> None:
+    source = open_cache(finished(tmp_path / "a.h5"))
+    with source.path.open("r+b") as stream:
+        stream.seek(source.offsets["features"] + 3 * 20 + 1)
+        stream.write(b"\xee")
+    writer = create(tmp_path / "b.h5", source=source, source_rows=np.arange(10)[::-1])
+    assert (writer.damaged, writer.pending.tolist()) == (1, [6])
+    writer.put(np.array([6]), features_of()[3:4], sha_of()[3:4])
+    writer.finish(tmp_path / "b.h5", {})
+    assert verify(tmp_path / "b.h5").ok
+    assert np.array_equal(featx.load(tmp_path / "b.h5").X, features_of()[::-1])
+
+
+def test_what_a_killed_run_left_of_a_new_file_is_replaced(tmp_path: Path) -> None:
+    (tmp_path / "precious").write_bytes(b"precious")
+    (tmp_path / "a.h5.tmp").symlink_to(tmp_path / "precious")
+    assert verify(finished(tmp_path / "a.h5")).ok
+    assert (tmp_path / "precious").read_bytes() == b"precious"
+    assert {each.name for each in tmp_path.iterdir()} == {"a.h5", "precious"}
+
+
 def test_extending_over_its_own_unfinished_file_loses_nothing(tmp_path: Path) -> None:
     path = tmp_path / "a.h5"
     writer = create(path)

@@ -16,6 +16,11 @@ from typing import Final
 
 from featx.errors import DiskError
 
+try:
+    import fcntl
+except ImportError:  # Windows, where fsync reaches the medium
+    fcntl = None  # type: ignore[assignment]
+
 _WORDS: Final = {
     errno.ENOSPC: "the disk is full",
     errno.EDQUOT: "the disk quota is used up",
@@ -26,6 +31,9 @@ _WORDS: Final = {
     errno.EIO: "the disk reported an input/output error",
     errno.ENOENT: "the folder does not exist",
 }
+# What a file system says that cannot sync folders: network shares, FUSE. PostgreSQL's list
+# (fsync_fname_ext in src/common/file_utils.c); such a system orders names by itself or not at all.
+_NO_FOLDER_SYNC: Final = {errno.EBADF, errno.EINVAL, errno.ENOTSUP, errno.EACCES, errno.EISDIR}
 _CHUNK: Final = 1 << 20
 _FLAGS: Final = os.O_RDWR | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
 
@@ -58,7 +66,7 @@ class Disk:
     def __init__(self, *, portable: bool = False) -> None:
         self._pwrite = None if portable else getattr(os, "pwrite", None)
         self._fallocate = None if portable else getattr(os, "posix_fallocate", None)
-        self._datasync = os.fsync if portable else getattr(os, "fdatasync", os.fsync)
+        self._datasync = _sync if portable else getattr(os, "fdatasync", _sync)
         self._seek_lock = threading.Lock()
 
     def make_folder(self, folder: Path) -> None:
@@ -69,8 +77,8 @@ class Disk:
             self.sync_folder(each.parent)
 
     def create(self, path: Path) -> int:
-        """Make `path` an empty file, whatever was there, and open it as `open` does."""
-        return os.open(path, _FLAGS | os.O_CREAT | os.O_TRUNC, 0o666)
+        """Make a new, empty file, and open it as `open` does; nothing may be there."""
+        return os.open(path, _FLAGS | os.O_CREAT | os.O_EXCL, 0o666)
 
     def open(self, path: Path) -> int:
         """Open an existing file for reading and writing; the descriptor is not inherited."""
@@ -90,6 +98,8 @@ class Disk:
                 with self._seek_lock:
                     os.lseek(fd, offset, os.SEEK_SET)
                     written = os.write(fd, view)
+            if not written:
+                raise OSError(errno.ENOSPC, "the system wrote nothing and did not say why")
             view, offset = view[written:], offset + written
 
     def allocate(self, fd: int, size_bytes: int) -> None:
@@ -111,7 +121,7 @@ class Disk:
 
     def sync(self, fd: int) -> None:
         """Force data and metadata of `fd` to stable storage."""
-        os.fsync(fd)
+        _sync(fd)
 
     def rename(self, source: Path, target: Path) -> None:
         """Replace `target` by `source` in one step, then make the new name durable."""
@@ -122,12 +132,28 @@ class Disk:
         """Make names in `folder` durable; Windows has no such call and needs none."""
         if os.name == "nt":
             return
-        fd = os.open(folder, os.O_RDONLY)
         try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)
+            fd = os.open(folder, os.O_RDONLY)
+            try:
+                _sync(fd)
+            finally:
+                os.close(fd)
+        except OSError as error:
+            if error.errno not in _NO_FOLDER_SYNC:
+                raise
 
     def remove(self, path: Path) -> None:
         """Remove `path` if it is there."""
         path.unlink(missing_ok=True)
+
+
+def _sync(fd: int) -> None:
+    """Force `fd` to the medium; on macOS `fsync` alone stops at the drive's own memory."""
+    if hasattr(fcntl, "F_FULLFSYNC"):
+        try:
+            fcntl.fcntl(fd, fcntl.F_FULLFSYNC)
+            return
+        except OSError as error:
+            if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.ENOTTY):
+                raise
+    os.fsync(fd)

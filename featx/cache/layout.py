@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import IntEnum
@@ -95,6 +96,12 @@ def columns(
         "digest": Column(u1, (32,), False),
         "features": Column(np.dtype(dtype).newbyteorder("<"), (n, *feature_shape), True),
     }
+
+
+def crc32_of(features: np.ndarray) -> np.ndarray:
+    """CRC-32 of each row of `features` (n, d...) as it is stored, (n,) uint32."""
+    flat = np.ascontiguousarray(features).reshape(len(features), -1).view(np.uint8)
+    return np.fromiter((zlib.crc32(row.data) for row in flat), dtype="<u4", count=len(flat))
 
 
 def runs(rows: np.ndarray) -> Iterator[tuple[int, int]]:

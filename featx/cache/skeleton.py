@@ -162,6 +162,7 @@ def write_skeleton(
     disk: Disk,
 ) -> None:
     """Make the file, reserve the space of all of it, write metadata and fixed columns, sync."""
+    disk.remove(path)  # left by a run that was killed
     fd = disk.create(path)
     try:
         disk.allocate(fd, skeleton.size_bytes)

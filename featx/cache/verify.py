@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Final
 
 import numpy as np
 
-from featx.cache.layout import Status
+from featx.cache.layout import Status, crc32_of
 from featx.cache.reader import CacheFile, open_cache
 from featx.cache.seal import damaged_columns, seal_of
 
@@ -80,7 +79,7 @@ def _bad_rows(file: CacheFile) -> Iterator[int]:
         features = features.reshape(len(features), -1)
         crc32 = file.read("crc32", start, start + step)
         status = file.read("status", start, start + step)
-        intact = crc32 == [zlib.crc32(row.data) for row in features.view(np.uint8)]
+        intact = crc32 == crc32_of(features)
         done = status == Status.DONE
         failed = (status > Status.DONE) & (status <= max(Status))
         true = np.where(done, np.isfinite(features).all(1), failed & np.isnan(features).all(1))

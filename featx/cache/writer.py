@@ -8,7 +8,6 @@ to disk. Whatever instant a crash picks, the statuses on disk speak only of rows
 from __future__ import annotations
 
 import time
-import zlib
 from collections.abc import Mapping
 from contextlib import closing, suppress
 from pathlib import Path
@@ -24,6 +23,7 @@ from featx.cache.layout import (
     Status,
     canonical_json,
     columns,
+    crc32_of,
     fingerprint,
     runs,
 )
@@ -47,10 +47,17 @@ class CacheWriter:
 
     Rows arrive in any order, each with its number; a row is done when the commit after its `put`
     has returned. Closing without `finish` keeps everything committed for a later `resume`.
+
+    Attributes
+    ----------
+    file : the unfinished cache.
+    damaged : how many rows were not taken over from the source at `create`, because their features
+        do not match their checksum there; they are pending.
     """
 
     def __init__(self, file: CacheFile, *, disk: Disk) -> None:
         self.file = file
+        self.damaged = 0
         self._disk = disk
         self._status = file.read("status")
         with told_as_disk_error(file.path, "open"):
@@ -78,7 +85,7 @@ class CacheWriter:
         """Lay out the whole file, reserve its space, and give it its ``.partial`` name.
 
         Rows taken over from `source` are in it before it gets that name, so that the unfinished
-        file it may replace is never missed.
+        file it may replace is never missed. A row that is damaged there is not taken over.
 
         Parameters
         ----------
@@ -112,20 +119,23 @@ class CacheWriter:
             "root": root,
         }
         temporary = path.with_name(path.name + ".tmp")
+        damaged = 0
         try:
             with told_as_disk_error(path, "create"):
                 disk.make_folder(path.parent)
                 write_skeleton(temporary, build_skeleton(layout, attributes), layout, arrays, disk)
                 if source is not None and source_rows is not None:
                     with closing(cls(open_cache(temporary), disk=disk)) as writer:
-                        writer._copy_rows(source, source_rows)
+                        damaged = writer._copy_rows(source, source_rows)
                         writer.commit()
                 disk.rename(temporary, partial_path(path))
         except BaseException:
             with suppress(OSError):  # what stays of it is overwritten by the next run
                 disk.remove(temporary)
             raise
-        return cls.resume(path, disk=disk)
+        made = cls.resume(path, disk=disk)
+        made.damaged = damaged
+        return made
 
     @classmethod
     def resume(cls, path: Path, *, disk: Disk | None = None) -> Self:
@@ -148,10 +158,8 @@ class CacheWriter:
         """
         features = np.ascontiguousarray(features, dtype=self._features.dtype)
         assert features.shape == (len(rows), *self.file.feature_shape), features.shape
-        flat = features.reshape(len(rows), -1).view(np.uint8)
-        crc32 = np.fromiter((zlib.crc32(row.data) for row in flat), dtype="<u4", count=len(rows))
         self._write_rows("features", rows, features)
-        self._write_rows("crc32", rows, crc32)
+        self._write_rows("crc32", rows, crc32_of(features))
         self._write_rows("sha256", rows, sha256)
         # a run that was killed may have failed this row, and left its reason
         self._write_rows("errors", rows, np.zeros(len(rows), f"S{ERROR_BYTES}"))
@@ -166,10 +174,9 @@ class CacheWriter:
         assert status > Status.DONE, status
         number = np.array([row])
         blank = np.full((1, *self.file.feature_shape), np.nan, self._features.dtype)
-        crc32 = np.array([zlib.crc32(blank.tobytes())], dtype="<u4")
         words = _cut_utf8(reason, ERROR_BYTES)
         self._write_rows("features", number, blank)
-        self._write_rows("crc32", number, crc32)
+        self._write_rows("crc32", number, crc32_of(blank))
         self._write_rows("sha256", number, np.frombuffer(sha256, np.uint8)[None])
         self._write_rows("errors", number, np.array([words], dtype=f"S{ERROR_BYTES}"))
         self._settle(number, np.array([status], np.uint8), blank.nbytes)
@@ -212,8 +219,8 @@ class CacheWriter:
         """Seal the file with its digests and give it its final name. Every row must be settled."""
         self.commit()
         assert not len(self.pending), "a cache with pending rows must not get its final name"
-        self.write_run(sealed(report, seal_of(self.file)[1]))
         with told_as_disk_error(self.file.path, "write"):
+            self.write_run(sealed(report, seal_of(self.file)[1]))
             digest, _ = seal_of(self.file)
             self._disk.write(self._fd, digest, self.file.offsets["digest"])
             self._disk.sync(self._fd)
@@ -229,18 +236,22 @@ class CacheWriter:
             with told_as_disk_error(self.file.path, "close"):
                 self._disk.close(fd)
 
-    def _copy_rows(self, source: CacheFile, source_rows: np.ndarray) -> None:
-        """Take settled rows over from another cache of the same spec."""
+    def _copy_rows(self, source: CacheFile, source_rows: np.ndarray) -> int:
+        """Take settled rows over from another cache of the same spec; how many were damaged."""
         targets = np.flatnonzero(source_rows >= 0)
         step = max(1, _COPY_ROWS_BYTES // max(1, self._features.row_bytes))
+        damaged = 0
         for start in range(0, len(targets), step):
             rows = targets[start : start + step]
-            wanted = source_rows[rows]
+            features = source.take("features", source_rows[rows])
+            intact = source.take("crc32", source_rows[rows]) == crc32_of(features)
+            damaged += int((~intact).sum())
+            rows, features = rows[intact], features[intact]
             for name in ("crc32", "sha256", "errors"):
-                self._write_rows(name, rows, source.take(name, wanted))
-            features = source.take("features", wanted)
+                self._write_rows(name, rows, source.take(name, source_rows[rows]))
             self._write_rows("features", rows, features)
-            self._settle(rows, source.take("status", wanted), features.nbytes)
+            self._settle(rows, source.take("status", source_rows[rows]), features.nbytes)
+        return damaged
 
     def _settle(self, rows: np.ndarray, status: np.ndarray, nbytes: int) -> None:
         self._uncommitted.extend(zip(rows.tolist(), status.tolist(), strict=True))
