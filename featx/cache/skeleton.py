@@ -121,8 +121,8 @@ def build_skeleton(layout: Mapping[str, Column], attributes: Mapping[str, str]) 
     with h5py.File(
         sparse,
         "w",
-        # the newest structures of HDF5 1.10, whatever library is installed: the same bytes from all,
-        # none that `featx.cache.metadata` does not know, and older readers such as MATLAB's open them
+        # The newest structures of HDF5 1.10, whatever library is installed: the same bytes from
+        # all, none that `featx.cache.metadata` does not know, and older readers open them too.
         libver=("v110", "v110"),
         alignment_threshold=1,
         alignment_interval=ALIGNMENT,
