@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +14,8 @@ from small_caches import create, features_of, finished, sha_of
 
 import featx.cache.writer as writer_module
 from featx.cache import open_cache, verify
-from featx.errors import CacheError
+from featx.cache.verify import check
+from featx.errors import CacheError, DiskError
 
 
 def _flip(path: Path, position: int, bit: int = 1) -> None:
@@ -109,3 +113,21 @@ def test_reading_in_parts_gives_the_whole_and_never_maps(tmp_path: Path) -> None
     os.truncate(file.path, 5000)
     with pytest.raises(CacheError, match="cut short"):
         file.read("features")
+
+
+@pytest.mark.parametrize("method", ["read", "readinto"])
+def test_a_disk_that_cannot_read_is_no_damaged_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    file = open_cache(finished(tmp_path / "a.h5"))
+
+    class Failing(io.FileIO):
+        def fail(self, *arguments: Any) -> Any:
+            raise OSError(errno.EIO, "Input/output error")
+
+        locals()[method] = fail
+
+    monkeypatch.setattr(Path, "open", lambda path, mode, buffering=0: Failing(path, mode))
+    with pytest.raises(DiskError, match=r"cannot read .*input/output error. Mend the disk") as e:
+        check(file)
+    assert e.value.exit_code == 6

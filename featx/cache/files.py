@@ -38,8 +38,15 @@ _CHUNK: Final = 1 << 20
 _FLAGS: Final = os.O_RDWR | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
 
 
+_GO_ON: Final = (
+    "What was committed is kept: free space, mend permissions or name another place with --out, "
+    "then run the same command again"
+)
+MEND: Final = "Mend the disk or the connection to it, then run the same command again"
+
+
 @contextmanager
-def told_as_disk_error(path: Path | str, doing: str) -> Iterator[None]:
+def told_as_disk_error(path: Path | str, doing: str, advice: str = _GO_ON) -> Iterator[None]:
     """Turn any `OSError` inside into a `DiskError` that names the file and what to do."""
     try:
         yield
@@ -47,10 +54,7 @@ def told_as_disk_error(path: Path | str, doing: str) -> Iterator[None]:
         raise
     except OSError as error:
         words = _WORDS.get(error.errno or 0) or (error.strerror or str(error)).lower()
-        raise DiskError(
-            f"cannot {doing} {path}: {words}. What was committed is kept: free space, mend "
-            "permissions or name another place with --out, then run the same command again"
-        ) from error
+        raise DiskError(f"cannot {doing} {path}: {words}. {advice}") from error
 
 
 class Disk:

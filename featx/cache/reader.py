@@ -13,6 +13,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from featx.cache.files import MEND, told_as_disk_error
 from featx.cache.layout import (
     ATTRIBUTES,
     FORMAT,
@@ -77,6 +78,8 @@ class CacheFile:
         ------
         CacheError
             The file has become shorter since it was opened.
+        DiskError
+            The disk cannot read it.
         """
         column = self.columns[name]
         stop = column.shape[0] if stop is None else min(stop, column.shape[0])
@@ -94,7 +97,10 @@ class CacheFile:
     def _fill(self, name: str, parts: Iterable[tuple[int, np.ndarray]]) -> None:
         """Read into each array the rows of a dataset from the given number on."""
         row_bytes, offset = self.columns[name].row_bytes, self.offsets[name]
-        with self.path.open("rb", buffering=0) as stream:
+        with (
+            told_as_disk_error(self.path, "read", MEND),
+            self.path.open("rb", buffering=0) as stream,
+        ):
             for start, values in parts:
                 stream.seek(offset + start * row_bytes)
                 view = values.reshape(-1).view(np.uint8).data

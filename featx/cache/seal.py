@@ -11,6 +11,7 @@ import os
 from collections.abc import Mapping
 from typing import Any, Final
 
+from featx.cache.files import MEND, told_as_disk_error
 from featx.cache.layout import RUN_BYTES, canonical_json
 from featx.cache.reader import CacheFile
 from featx.errors import CacheError
@@ -33,7 +34,7 @@ def seal_of(file: CacheFile) -> tuple[bytes, dict[str, str]]:
     own = {name: hashlib.sha256() for name in file.columns.keys() - {"features", "run", "digest"}}
     own[OTHER_BYTES] = hashlib.sha256()
     spans = sorted((file.offsets[name], file.columns[name].nbytes, name) for name in file.columns)
-    with file.path.open("rb") as stream:
+    with told_as_disk_error(file.path, "read", MEND), file.path.open("rb") as stream:
         end = os.fstat(stream.fileno()).st_size
         position = 0
         for start, length, name in [*spans, (end, 0, OTHER_BYTES)]:

@@ -58,6 +58,8 @@ def verify(path: str | os.PathLike[str]) -> Verification:
     ------
     CacheError
         The file is so damaged that it cannot be opened as a cache.
+    DiskError
+        The disk cannot read it.
     """
     return check(open_cache(path))
 
