@@ -227,7 +227,7 @@ import json, resource, sys
 from pathlib import Path
 from featx.decoding import DecodeOptions, decode, read_image
 from featx.errors import ImageError
-def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+def peak(): return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) * 1024
 now = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (now + 2**30, now + 2**30))
 told = []
