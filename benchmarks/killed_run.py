@@ -68,6 +68,7 @@ def extract_in_child(
     code = -1
     try:
         os.write(events, b"s")
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in the background
         terminal = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         os.dup2(terminal, 1)
         os.dup2(terminal, 2)
