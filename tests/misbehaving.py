@@ -73,6 +73,11 @@ class Misbehaving(Loader):
         os.write(2, b"noise on standard error\n")
         print("noise of Python", file=sys.stderr, flush=True)
 
+    def core(self, size: str) -> None:
+        import resource
+
+        assert resource.getrlimit(resource.RLIMIT_CORE)[0] == int(size)
+
     def defect(self, _: str) -> None:
         raise ZeroDivisionError("a defect")
 
