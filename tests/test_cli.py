@@ -236,6 +236,24 @@ def test_verify_ends_in_code_4_where_a_byte_has_changed(tmp_path: Path) -> None:
     assert json.loads(featx_("verify", path, "--json", code=4).stdout)["bad_rows"] == [59]
 
 
+def test_bad_images_end_a_run_as_asked(colour_folder: Folder, tmp_path: Path) -> None:
+    root, path = colour_folder(), tmp_path / "birds.h5"
+    for name in ("red0", "red1", "red2"):
+        (root / "red" / f"{name}.png").write_bytes(b"cut short")
+    asked = ("extract", root, "--out", path, *TINY, "--weights", "random")
+    stopped = featx_(*asked, "--on-error", "stop", code=1)
+    assert "featx: red/red0.png cannot be used (undecodable:" in stopped.stderr
+    failed = featx_(*asked, code=1)
+    assert "3 of the 18 images could not be used" in failed.stderr
+    assert not path.exists()
+    done = featx_(*asked, "--max-failed", "0.2", code=3)
+    assert "18 images: 18 kept, 0 new" in done.stderr
+    assert "red/red2.png: undecodable" in done.stderr
+    again = featx_(*asked, "--rehash", "--retry-failed", "--max-failed", "0.2", code=3)
+    assert "18 images: 15 kept, 0 new, 3 tried again" in again.stderr
+    assert "not in the range" in featx_(*asked, "--max-failed", "10", code=2).stderr
+
+
 def test_verify_repair_mends_a_cache(colour_folder: Folder, tmp_path: Path) -> None:
     path = tmp_path / "birds.h5"
     featx_("extract", colour_folder(), "--out", path, *TINY, "--weights", "random")
