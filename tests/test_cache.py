@@ -229,11 +229,14 @@ def test_a_row_that_is_damaged_in_the_source_is_not_taken_over(tmp_path: Path) -
     with source.path.open("r+b") as stream:
         stream.seek(source.offsets["features"] + 3 * 20 + 1)
         stream.write(b"\xee")
+        stream.seek(source.offsets["errors"])
+        stream.write(b"\xee")  # of a row that has none
     writer = create(tmp_path / "b.h5", source=source, source_rows=np.arange(10)[::-1])
     assert (writer.damaged, writer.pending.tolist()) == (1, [6])
     writer.put(np.array([6]), features_of()[3:4], sha_of()[3:4])
     writer.finish(tmp_path / "b.h5", {})
     assert verify(tmp_path / "b.h5").ok
+    assert not open_cache(tmp_path / "b.h5").read("errors").any()
     assert np.array_equal(featx.load(tmp_path / "b.h5").X, features_of()[::-1])
 
 

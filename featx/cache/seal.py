@@ -64,8 +64,8 @@ def damaged_columns(file: CacheFile, columns: Mapping[str, str]) -> tuple[str, .
     Returns
     -------
     Names of datasets, or ``other bytes``. Where ``run`` is damaged it stands alone: what vouches
-    for each of the others lies in it. A cache without digests of its datasets gives ``other
-    bytes``.
+    for each of the others lies in it. A cache without digests of its datasets gives all names,
+    since it may be any of them.
     """
     try:
         report = file.run
@@ -76,7 +76,7 @@ def damaged_columns(file: CacheFile, columns: Mapping[str, str]) -> tuple[str, .
         return ("run",)
     recorded = report.get("columns")
     if recorded is None:
-        return (OTHER_BYTES,)
+        return tuple(sorted({*columns, "run", "digest"}))
     if not isinstance(recorded, dict):
         return ("run",)
     vouched = {name: digest for name, digest in recorded.items() if name != "run"}

@@ -31,7 +31,8 @@ class Verification:
     digest_matches : whether every byte outside the features is as it was written.
     bad_columns : what is damaged outside the features: names of datasets, or ``other bytes``
         (those of HDF5, padding); empty where the digest matches. Where ``run`` is damaged it
-        stands alone, since what vouches for each of the others lies in it.
+        stands alone, since what vouches for each of the others lies in it; all names are given
+        where nothing tells the columns apart.
     """
 
     path: Path

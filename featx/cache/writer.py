@@ -247,10 +247,16 @@ class CacheWriter:
             intact = source.take("crc32", source_rows[rows]) == crc32_of(features)
             damaged += int((~intact).sum())
             rows, features = rows[intact], features[intact]
-            for name in ("crc32", "sha256", "errors"):
-                self._write_rows(name, rows, source.take(name, source_rows[rows]))
+            crc32, sha256, status, errors = (
+                source.take(name, source_rows[rows])
+                for name in ("crc32", "sha256", "status", "errors")
+            )
+            errors[status == Status.DONE] = b""  # it has none; what is there is damage
             self._write_rows("features", rows, features)
-            self._settle(rows, source.take("status", source_rows[rows]), features.nbytes)
+            self._write_rows("crc32", rows, crc32)
+            self._write_rows("sha256", rows, sha256)
+            self._write_rows("errors", rows, errors)
+            self._settle(rows, status, features.nbytes)
         return damaged
 
     def _settle(self, rows: np.ndarray, status: np.ndarray, nbytes: int) -> None:
