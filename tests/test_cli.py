@@ -251,7 +251,7 @@ def test_bad_images_end_a_run_as_asked(colour_folder: Folder, tmp_path: Path) ->
     assert "red/red2.png: undecodable" in done.stderr
     again = featx_(*asked, "--rehash", "--retry-failed", "--max-failed", "0.2", code=3)
     assert "18 images: 15 kept, 0 new, 3 tried again" in again.stderr
-    assert "not in the range" in featx_(*asked, "--max-failed", "10", code=2).stderr
+    assert "'--max-failed'" in featx_(*asked, "--max-failed", "10", code=2).output
 
 
 def test_verify_repair_mends_a_cache(colour_folder: Folder, tmp_path: Path) -> None:
