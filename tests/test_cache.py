@@ -119,6 +119,17 @@ def test_data_are_synced_before_the_status_that_vouches_for_them(tmp_path: Path)
     assert kinds == [*["write"] * 4, "sync", "status", "sync"]
 
 
+def test_a_run_report_is_durable_and_rewritten_only_where_it_differs(tmp_path: Path) -> None:
+    disk = RecordingDisk()
+    writer = create(tmp_path / "a.h5", disk=disk)
+    run = writer.file.offsets["run"]
+    for report, calls in (({"a": 1}, [("write", run), ("sync", 0)]), ({"a": 1}, [])):
+        disk.calls.clear()
+        writer.write_run(report)
+        assert disk.calls == calls
+    writer.close()
+
+
 def test_resuming_gives_the_same_file_as_never_stopping(tmp_path: Path) -> None:
     whole = finished(tmp_path / "whole.h5")
     stopped = tmp_path / "stopped.h5"

@@ -203,7 +203,7 @@ class CacheWriter:
         self._committed_at = time.monotonic()
 
     def write_run(self, report: Mapping[str, Any]) -> None:
-        """Replace the run report.
+        """Replace the run report, durably; one that is the same is not touched, nor ever torn.
 
         Raises
         ------
@@ -212,8 +212,11 @@ class CacheWriter:
         """
         text = canonical_json(report).encode("ascii")
         assert len(text) <= RUN_BYTES, f"run report of {len(text)} bytes"
-        with told_as_disk_error(self.file.path, "write"):
-            self._disk.write(self._fd, text.ljust(RUN_BYTES, b"\0"), self.file.offsets["run"])
+        text = text.ljust(RUN_BYTES, b"\0")
+        if self.file.read("run").tobytes() != text:
+            with told_as_disk_error(self.file.path, "write"):
+                self._disk.write(self._fd, text, self.file.offsets["run"])
+                self._disk.datasync(self._fd)
 
     def finish(self, path: Path, report: Mapping[str, Any]) -> CacheFile:
         """Seal the file with its digests and give it its final name. Every row must be settled."""
