@@ -254,6 +254,10 @@ class Torture:
         left = sorted(path.name for path in self.out.parent.iterdir() if path.name[0] != ".")
         if left != [self.out.name]:
             raise Broken(f"beside the finished cache there are {left}")
+        file = open_cache(self.out)
+        spans = [span for entry in file.run["plans"] for span in entry["rows"]]
+        if sum(last + 1 - first for first, last in spans) != len(file):
+            raise Broken(f"of {len(file)} rows these have a plan: {spans}")
         if self.changing:
             self.reference = self._undisturbed(self.out.parents[1] / "reference" / self.out.name)
             there = {self._content(path) for path in self.folder.files()}

@@ -108,9 +108,12 @@ def plans_by_row(decision: Decision, plan: Mapping[str, Any], computed: np.ndarr
 
 
 def _recorded(source: CacheFile) -> list[dict[str, Any]]:
-    """The plans in the run report of a cache; its first plan for all rows where that is damaged."""
+    """The plans in the run report of a cache; its first plan for all rows where none can be read.
+
+    There is no report yet where a run was killed between making its file and noting its plans.
+    """
     try:
-        plans = source.run.get("plans", [])
+        plans: list[dict[str, Any]] = source.run["plans"]
         for entry in plans:
             canonical_json(entry["plan"])
             if not all(0 <= first <= last for first, last in entry["rows"]):

@@ -30,7 +30,7 @@ from hypothesis.stateful import (
 from PIL import Image
 
 import featx.extraction
-from featx.cache import CacheFile, Status, open_cache, partial_path, verify
+from featx.cache import CacheFile, CacheWriter, Status, open_cache, partial_path, verify
 from featx.devices import Device
 from featx.extraction import Extraction, run_extraction
 from featx.forward import StageTimes, run
@@ -374,6 +374,18 @@ def test_rows_of_an_unfinished_cache_that_is_replaced_keep_their_plan(birds: Bir
     birds.check_finished()
     plans = [(entry["plan"]["batch_size"], entry["rows"]) for entry in done.report["plans"]]
     assert plans == [(4, [[0, 7]]), (5, [[8, 11]])]
+
+
+def test_a_run_killed_before_it_noted_its_plans_leaves_kept_rows_theirs(birds: Birds) -> None:
+    birds.extract(batch_size=4)
+    birds.write("star/13.bmp", image_of(13, "BMP"), 13)
+    with mock.patch.object(CacheWriter, "write_run", side_effect=KeyboardInterrupt):
+        birds.extract(batch_size=5)
+    assert partial_path(birds.out).exists()
+    done = birds.extract(batch_size=5).done
+    assert done is not None
+    plans = [(entry["plan"]["batch_size"], entry["rows"]) for entry in done.report["plans"]]
+    assert plans == [(4, [[0, 11]]), (5, [[12, 12]])]
 
 
 def test_other_content_of_the_same_size_is_computed_and_a_touched_file_is_not(
