@@ -36,7 +36,7 @@ class Sink(Protocol):
 
 @dataclass
 class StageTimes:
-    """Seconds spent, by stage. Decoding runs in `workers` threads beside the others."""
+    """Seconds spent, by stage. At most `workers` files are decoded at a time, beside the rest."""
 
     wall_s: float = 0.0
     decode_s: float = 0.0
@@ -56,7 +56,7 @@ class StageTimes:
 
 
 def default_workers() -> int:
-    """Decoding threads when none are asked for: one per core this process may use, at most 16."""
+    """Files decoded at a time, when not asked for: one per core this process may use, at most 16."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return min(16, cores or 1)
 

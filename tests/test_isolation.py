@@ -269,6 +269,16 @@ def test_a_crash_writes_no_core_file(file: File) -> None:
 # --- which processes there are --------------------------------------------------------------------
 
 
+def test_a_process_imports_nothing_that_decoding_does_not_need() -> None:
+    code = "import sys, featx.worker, featx.loading; print(*sys.modules)"
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    modules = set(result.stdout.split())
+    assert "featx.decoding" in modules
+    assert not modules & {"torch", "torchvision", "h5py", "scipy", "sklearn", "subprocess"}
+
+
 def test_no_process_is_started_without_a_file(started: list[subprocess.Popen[bytes]]) -> None:
     with IsolatedLoader(LOADER):
         pass
