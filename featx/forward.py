@@ -56,7 +56,7 @@ class StageTimes:
 
 
 def default_workers() -> int:
-    """Files decoded at a time, when not asked for: one per core this process may use, at most 16."""
+    """Files decoded at a time by default: one per core this process may use, at most 16."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return min(16, cores or 1)
 

@@ -276,7 +276,7 @@ def test_a_process_imports_nothing_that_decoding_does_not_need() -> None:
     )
     modules = set(result.stdout.split())
     assert "featx.decoding" in modules
-    assert not modules & {"torch", "torchvision", "h5py", "scipy", "sklearn", "subprocess"}
+    assert not modules & {"torch", "torchvision", "h5py", "scipy", "sklearn", "pandas"}
 
 
 def test_no_process_is_started_without_a_file(started: list[subprocess.Popen[bytes]]) -> None:
