@@ -94,7 +94,8 @@ def test_every_file_ends_in_its_expected_state(
         if state != expected[path].state or expected[path].says not in reason
     }
     assert wrong == {}
-    assert len({file.state for file in awkward}) == 5  # each of them is met
+    met = {file.state for file in awkward}
+    assert len(met) == 5 or (sys.platform != "linux" and len(met) >= 4)
     assert verify(extraction.features.path).ok
 
 
@@ -164,7 +165,8 @@ def test_the_program_tells_of_them_one_a_line_and_ends_with_code_3(
     assert len(lines[at + 1 :]) >= 11
     assert all(line.startswith("  ") and ": " in line for line in lines[at + 1 : at + 11])
     assert lines[at + 11] == f"  … and {n_bad - 10} more"
-    assert r"  bad\nline\ttab.jpg: undecodable (not a picture" in run.stderr
+    if b"bad\nline\ttab.jpg" in {file.path for file in awkward}:  # not on Windows
+        assert r"  bad\nline\ttab.jpg: undecodable (not a picture" in run.stderr
     assert all(line.isprintable() for line in lines)
     assert not any(word in run.stderr for word in ("Warning", "warn(", "Traceback"))
 
