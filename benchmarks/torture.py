@@ -65,7 +65,7 @@ BATCH_SIZE: Final = 8
 OPTIONS: Final = (
     *("--backbone", "squeezenet1_1", "--weights", "random", "--device", "cpu"),
     *("--prune", "--max-failed", "1"),
-    *("--batch-size", str(BATCH_SIZE), "--workers", "2", "--resize", "64", "--crop", "64"),
+    *("--batch-size", str(BATCH_SIZE), "--resize", "64", "--crop", "64"),
 )
 ENDINGS: Final = (("SIGKILL", 14), ("SIGTERM", 2), ("SIGINT", 2), ("MemoryError", 2))
 AIMS: Final = (("any", 3), ("creating", 1), ("running", 1), ("finishing", 1))
@@ -142,10 +142,11 @@ class Folder:
 class Torture:
     """The loop: attempt, end, check; start over when a run got to its end."""
 
-    def __init__(self, work: Path, *, images: int, seed: int, changing: bool) -> None:
+    def __init__(self, work: Path, *, images: int, seed: int, changing: bool, workers: int) -> None:
         self.rng = random.Random(seed)
         self.folder = Folder(work / "images", images, self.rng)
         self.changing = changing
+        self.options = (*OPTIONS, "--workers", str(workers))
         self.out = work / "cache" / "torture.h5"
         self.log, self.said = work / "log", work / "said"
         self.tally = Tally()
@@ -188,7 +189,7 @@ class Torture:
         return code in DONE
 
     def _start(self, out: Path, events: int, fail_at: int | None = None) -> NoReturn:
-        command = ["featx", "extract", str(self.folder.root), "--out", str(out), *OPTIONS]
+        command = ["featx", "extract", str(self.folder.root), "--out", str(out), *self.options]
         extract_in_child(command, events=events, log=self.log, said=self.said, fail_at=fail_at)
 
     def _undisturbed(self, out: Path) -> str:
@@ -293,7 +294,16 @@ def check_command(torture: Torture, work: Path) -> None:
     """A forked run gives what the command gives that users type."""
     out = work / "command" / "torture.h5"
     run = subprocess.run(
-        [sys.executable, "-m", "featx", "extract", torture.folder.root, "--out", out, *OPTIONS],
+        [
+            sys.executable,
+            "-m",
+            "featx",
+            "extract",
+            torture.folder.root,
+            "--out",
+            out,
+            *torture.options,
+        ],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
@@ -310,6 +320,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--images", type=int, default=300)
+    parser.add_argument("--workers", type=int, default=2, help="decoding processes of each run")
     parser.add_argument("--changing", action="store_true", help="change the folder meanwhile")
     parser.add_argument("--command", action="store_true", help="compare with the real command, too")
     asked = parser.parse_args(arguments)
@@ -317,7 +328,11 @@ def main(arguments: list[str] | None = None) -> int:
     with tempfile.TemporaryDirectory(prefix="featx-torture-") as work:
         try:
             torture = Torture(
-                Path(work), images=asked.images, seed=asked.seed, changing=asked.changing
+                Path(work),
+                images=asked.images,
+                seed=asked.seed,
+                changing=asked.changing,
+                workers=asked.workers,
             )
             if asked.command:
                 check_command(torture, Path(work))
