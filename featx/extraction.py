@@ -29,7 +29,7 @@ from featx.forward import StageTimes, default_workers
 from featx.image_hashes import ImageHashes
 from featx.images import ImageTable, list_images
 from featx.pipeline import Pipeline, build_pipeline
-from featx.plans import check_plan, make_plan, plans_by_row
+from featx.plans import check_plan, make_plan, plans_by_row, recorded_plans
 from featx.specs import ExtractOptions, ExtractRules, default_name, make_spec
 from featx.transforms import Transform
 
@@ -183,15 +183,19 @@ def fill_cache(
     with cache_lock(target):
         decision = look()  # again, now that no other run can change what is there
         listener.tell(f"{decision}")
-        check_plan(decision, plan, mix_plans=rules.mix_plans)
-        # now: the unfinished cache that rows are taken from is about to be replaced
-        plans = plans_by_row(decision, plan, (decision.source_rows < 0).nonzero()[0])
+        if not rules.mix_plans:
+            check_plan(decision, plan, adds=decision.kept < len(table))
+        recorded = recorded_plans(decision.source)  # read before it may be replaced
         writer = _writer(target, table, spec, plan, pipeline.engine.feature_shape, decision)
         try:
             pending = writer.pending
+            if writer.damaged:
+                listener.tell(f"{writer.damaged:,} of the kept rows are damaged: computed again")
+                if not rules.mix_plans:
+                    check_plan(decision, plan, adds=True)
             report: dict[str, Any] = {
                 "source": os.path.abspath(source.images),  # noqa: PTH100 (a glob is no path)
-                "plans": plans,
+                "plans": plans_by_row(recorded, decision.source_rows, plan, pending),
             }
             writer.write_run(report)
             listener.start(len(pending))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -65,15 +65,27 @@ def _versions_of_extras(backbone: str) -> dict[str, str]:
     return found
 
 
-def check_plan(decision: Decision, plan: Mapping[str, Any], *, mix_plans: bool) -> None:
-    """Refuse to add rows under another plan than the cache's: their bits might differ."""
-    if decision.source is None or not decision.kept or mix_plans:
+def check_plan(decision: Decision, plan: Mapping[str, Any], *, adds: bool) -> None:
+    """Refuse to add rows under another plan than the cache's: their bits might differ.
+
+    Parameters
+    ----------
+    decision : what was decided.
+    plan : of this run.
+    adds : whether this run computes any row.
+
+    Raises
+    ------
+    CacheError
+        The plans differ in what can change a bit; the fields are named.
+    """
+    if decision.source is None or not decision.kept or not adds:
         return
     differing = differing_fields(
         {name: plan[name] for name in PLAN_BITS},
         {name: decision.source.plan.get(name) for name in PLAN_BITS},
     )
-    if differing and decision.kept < len(decision.source_rows):
+    if differing:
         told = "; ".join(
             f"{k}: {theirs!r} there, {ours!r} now" for k, (ours, theirs) in differing.items()
         )
@@ -83,35 +95,14 @@ def check_plan(decision: Decision, plan: Mapping[str, Any], *, mix_plans: bool) 
         )
 
 
-def plans_by_row(decision: Decision, plan: Mapping[str, Any], computed: np.ndarray) -> list[Any]:
-    """Under which plan which rows were computed, `computed` (m,) being those of this run.
+def recorded_plans(source: CacheFile | None) -> list[dict[str, Any]]:
+    """Which rows of a cache were computed under which plan, as its run report says.
 
-    Rows are given as runs, first and last number, in the numbering of the new cache.
+    Where no report can be read all rows count as computed under the plan the cache was made with:
+    there is none yet where a run was killed between making its file and noting its plans.
     """
-    told: list[dict[str, Any]] = []
-    source, source_rows = decision.source, decision.source_rows
-    for entry in _recorded(source) if source is not None else []:
-        mask = np.zeros(len(source) if source is not None else 0, bool)
-        for first, last in entry["rows"]:
-            mask[first : last + 1] = True
-        kept = np.flatnonzero((source_rows >= 0) & mask[source_rows])
-        if len(kept):
-            told.append({"plan": entry["plan"], "rows": _runs(kept)})
-    if len(computed):
-        same = [entry for entry in told if entry["plan"] == dict(plan)]
-        if same:
-            rows = [np.arange(first, last + 1) for first, last in same[0]["rows"]]
-            same[0]["rows"] = _runs(np.union1d(np.concatenate(rows), computed))
-        else:
-            told.append({"plan": dict(plan), "rows": _runs(computed)})
-    return told[-_MAX_PLANS:]
-
-
-def _recorded(source: CacheFile) -> list[dict[str, Any]]:
-    """The plans in the run report of a cache; its first plan for all rows where none can be read.
-
-    There is no report yet where a run was killed between making its file and noting its plans.
-    """
+    if source is None:
+        return []
     try:
         plans: list[dict[str, Any]] = source.run["plans"]
         for entry in plans:
@@ -121,6 +112,43 @@ def _recorded(source: CacheFile) -> list[dict[str, Any]]:
     except (CacheError, LookupError, TypeError, ValueError):
         return [{"plan": source.plan, "rows": [[0, len(source) - 1]]}]
     return plans
+
+
+def plans_by_row(
+    recorded: Sequence[Mapping[str, Any]],
+    source_rows: np.ndarray,
+    plan: Mapping[str, Any],
+    computed: np.ndarray,
+) -> list[dict[str, Any]]:
+    """Which rows of a new cache are computed under which plan.
+
+    Parameters
+    ----------
+    recorded : `recorded_plans` of the cache that rows are taken from.
+    source_rows : (n,) int64; for each image its row there, or -1.
+    plan : of this run.
+    computed : (m,) int64 numbers of the rows that this run computes.
+
+    Returns
+    -------
+    Plans with their rows, as runs: first and last number, in the numbering of the new cache.
+    """
+    kept = np.setdiff1d(np.flatnonzero(source_rows >= 0), computed)
+    told: list[dict[str, Any]] = []
+    for entry in recorded:
+        under = np.zeros(len(kept), bool)
+        for first, last in entry["rows"]:
+            under |= (source_rows[kept] >= first) & (source_rows[kept] <= last)
+        if under.any():
+            told.append({"plan": entry["plan"], "rows": _runs(kept[under])})
+    if len(computed):
+        same = [entry for entry in told if entry["plan"] == dict(plan)]
+        if same:
+            rows = [np.arange(first, last + 1) for first, last in same[0]["rows"]]
+            same[0]["rows"] = _runs(np.union1d(np.concatenate(rows), computed))
+        else:
+            told.append({"plan": dict(plan), "rows": _runs(computed)})
+    return told[-_MAX_PLANS:]
 
 
 def _runs(rows: np.ndarray) -> list[list[int]]:

@@ -611,3 +611,22 @@ def test_rules_out_of_range_are_refused(tmp_path: Path) -> None:
         featx.extract(tmp_path, max_failed=10)
     with pytest.raises(InputError, match="on_error must be record or stop, got 'skip'"):
         featx.extract(tmp_path, on_error="skip")
+
+
+def test_rows_that_rotted_are_computed_again_and_told_of(
+    colour_folder: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = colour_folder()
+    whole = extract(root, tmp_path, out=tmp_path / "a.h5").features.X.copy()
+    file = open_cache(tmp_path / "a.h5")
+    with file.path.open("r+b") as stream:
+        stream.seek(file.offsets["features"] + 5 * file.columns["features"].row_bytes)
+        stream.write(b"\xff\x01")
+    image = Image.open(root / "red" / "red0.png")
+    image.save(root / "red" / "red9.png", compress_level=1)
+    told: list[str] = []
+    done = extract(root, tmp_path, out=tmp_path / "a.h5", listener=Listener(tell=told.append))
+    assert "1 of the kept rows are damaged: computed again" in told
+    assert np.array_equal(done.features.X[:18], whole)
+    (plan,) = done.report["plans"]
+    assert plan["rows"] == [[0, 18]]
