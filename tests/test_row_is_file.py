@@ -179,16 +179,21 @@ class Birds:
         return None
 
     def unknown(self) -> list[int]:
-        """Numbers of the pictures whose content no settled row was made of."""
+        """Numbers of the pictures that the next run must compute, and no other.
+
+        They are those whose content no settled row was made of, and those that an interrupted
+        run had not come to: a resume does not read these twice to look for their content.
+        """
         source = self.source()
-        known: set[bytes] = set()
+        known, pending = set(), set()
         if source is not None:
-            settled = source.read("status") != Status.PENDING
-            known = {sha256.tobytes() for sha256 in source.read("sha256")[settled]}
+            left = source.read("status") == Status.PENDING
+            known = {sha256.tobytes() for sha256 in source.read("sha256")[~left]}
+            pending = {os.fsdecode(source.paths[row]) for row in np.flatnonzero(left)}
         return sorted(
             number
             for path, number in self.there.items()
-            if number is not None and self.sha256(path) not in known
+            if number is not None and (path in pending or self.sha256(path) not in known)
         )
 
     def check_settled_rows(self, file: CacheFile) -> None:
