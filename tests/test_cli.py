@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from synthetic import write_cache
 from typer.testing import CliRunner, Result
@@ -252,6 +253,24 @@ def test_bad_images_end_a_run_as_asked(colour_folder: Folder, tmp_path: Path) ->
     again = featx_(*asked, "--rehash", "--retry-failed", "--max-failed", "0.2", code=3)
     assert "18 images: 15 kept, 0 new, 3 tried again" in again.stderr
     assert "'--max-failed'" in featx_(*asked, "--max-failed", "10", code=2).output
+
+
+@pytest.mark.parametrize(
+    "error",
+    [MemoryError(), torch.OutOfMemoryError("CUDA out of memory"),
+     RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")],
+)  # fmt: skip
+def test_memory_that_ran_out_is_no_defect(
+    colour_folder: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def forward(*arguments: Any) -> None:
+        raise error
+
+    monkeypatch.setattr("featx.engines.eager.EagerEngine.__call__", forward)
+    made = featx_("extract", colour_folder(), "--out", tmp_path / "a.h5", *TINY,
+                  "--weights", "random", code=1)  # fmt: skip
+    assert "the memory ran out; what was committed is kept" in made.stderr
+    assert "defect" not in made.stderr
 
 
 def test_verify_repair_mends_a_cache(colour_folder: Folder, tmp_path: Path) -> None:

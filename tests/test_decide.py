@@ -260,3 +260,17 @@ def test_failed_rows_of_an_unfinished_cache_are_computed_again_when_asked(tmp_pa
     assert (made.action, str(made)) == ("resume", "10 images: 4 kept, 6 still to do, 0 new")
     again = decision(rows_of(), partial=partial, retry_failed=True)
     assert (again.action, again.source_rows.tolist()) == ("extend", [0, 1, 2] + [-1] * 7)
+
+
+def test_of_two_caches_that_fit_the_one_that_knows_more_is_taken(tmp_path: Path) -> None:
+    path = finished(tmp_path / "a.h5", rows_of(10))
+    writer = create(path, rows_of(8), source=open_cache(path), source_rows=np.arange(8))
+    writer.close()  # while two images were away; now they are back, and one is new
+    made = decision(rows_of(11), path, partial_path(path))
+    assert (made.source and made.source.path, made.kept, made.new) == (path, 10, 1)
+    writer = create(
+        path, rows_of(11), source=open_cache(path), source_rows=np.r_[np.arange(10), -1]
+    )
+    writer.close()
+    made = decision(rows_of(11), path, partial_path(path))
+    assert (made.action, made.kept) == ("resume", 10)

@@ -133,16 +133,15 @@ def decide(
         found = _match(rows, complete, hashes, trust)
         if np.array_equal(found.rows, np.arange(len(rows))):
             return Decision("reuse", complete, found.rows)
-    source = partial if partial is not None and _fits(partial, spec, root) else complete
-    source = source or partial
-    assert source is not None
-    _check_spec(source, spec)
-    if source.root != root and not prune:
-        raise CacheError(
-            f"{source.path} was made from another folder, {source.root}, not {root}; "
-            "name another file with --out, or say --prune if the folder has moved"
-        )
-    found = _match(rows, source, hashes, trust)
+    candidates = [each for each in (partial, complete) if each is not None]
+    fitting = [each for each in candidates if _fits(each, spec, root)]
+    if not fitting:
+        fitting = candidates[-1:]
+        _check_spec(fitting[0], spec)
+        _check_root(fitting[0], root, prune=prune)
+    # of two that fit, the unfinished one, unless images that came back have their rows in the other
+    matches = [(each, _match(rows, each, hashes, trust)) for each in fitting]
+    source, found = max(matches, key=lambda match: (match[1].rows >= 0).sum())
     if found.lost > MAX_GONE * len(source) and not prune:
         raise CacheError(
             f"{found.lost:,} of the {len(source):,} images in {source.path} are no longer under "
@@ -165,6 +164,14 @@ def decide(
 
 def _fits(cache: CacheFile, spec: Mapping[str, Any], root: str) -> bool:
     return cache.fingerprint == fingerprint(spec) and cache.root == root
+
+
+def _check_root(source: CacheFile, root: str, *, prune: bool) -> None:
+    if source.root != root and not prune:
+        raise CacheError(
+            f"{source.path} was made from another folder, {source.root}, not {root}; "
+            "name another file with --out, or say --prune if the folder has moved"
+        )
 
 
 def _check_spec(source: CacheFile, spec: Mapping[str, Any]) -> None:

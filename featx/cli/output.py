@@ -82,6 +82,12 @@ def command(function: Callable[Params, Result]) -> Callable[Params, Result]:
         except (typer.Exit, typer.Abort, typer.BadParameter):
             raise
         except Exception as error:  # the last resort of a program: say it and fail
+            if _out_of_memory(error):
+                tell(
+                    "featx: the memory ran out; what was committed is kept. Close other programs "
+                    "and run the same command again, or take smaller batches with --batch-size"
+                )
+                raise typer.Exit(EXIT_UNEXPECTED) from error
             traceback.print_exc()
             tell(
                 f"featx: unexpected {type(error).__name__}; this is a defect of featx, "
@@ -90,6 +96,13 @@ def command(function: Callable[Params, Result]) -> Callable[Params, Result]:
             raise typer.Exit(EXIT_UNEXPECTED) from error
 
     return guarded
+
+
+def _out_of_memory(error: Exception) -> bool:
+    """Whether Python, PyTorch's CPU allocator or its CUDA one found no memory."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
 
 
 def tell_failures(failed: Sequence[Any], *, json_output: bool = False) -> None:
