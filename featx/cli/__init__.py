@@ -57,7 +57,7 @@ def _options(
 
 
 def main() -> None:
-    """Entry point of the `featx` program."""
+    """Run the command that the arguments name, and exit."""
     for stream in (sys.stdout, sys.stderr):
         # a name that the terminal or the file's encoding cannot show is escaped, not fatal
         if isinstance(stream, io.TextIOWrapper):

@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from featx.errors import EXIT_INTERRUPTED, EXIT_SOME_FAILED, EXIT_UNEXPECTED, FeatxError
+from featx.interrupts import cleaning_up
 
 _INTERVAL_S: Final = 5.0  # between two lines of progress where there is no terminal
 _SHOWN_FAILURES: Final = 10
@@ -69,7 +70,8 @@ def command(function: Callable[Params, Result]) -> Callable[Params, Result]:
     @functools.wraps(function)
     def guarded(*args: Params.args, **kwargs: Params.kwargs) -> Result:
         try:
-            return function(*args, **kwargs)
+            with cleaning_up():
+                return function(*args, **kwargs)
         except FeatxError as error:
             tell(f"featx: {error}")
             raise typer.Exit(error.exit_code) from error

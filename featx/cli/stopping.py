@@ -9,6 +9,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from featx.cli.output import progress, tell
+from featx.interrupts import interrupt
 
 if TYPE_CHECKING:
     from featx.extraction import Listener
@@ -28,7 +29,7 @@ class Stopper:
     def request(self, number: int, frame: FrameType | None) -> None:
         """A signal handler."""
         if self.asked or not self._begun:
-            raise KeyboardInterrupt
+            interrupt(number, frame)
         self.asked = True
         tell("featx: finishing the batch in hand; once more stops at once")
 
