@@ -8,30 +8,20 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from featx.backbones import Backbone
-from featx.cache import (
-    CacheFile,
-    CacheWriter,
-    Decision,
-    Rows,
-    Trust,
-    cache_lock,
-    decide,
-    open_cache,
-    partial_path,
-    split_counts,
-)
+from featx.cache import CacheWriter, Decision, cache_lock, split_counts
 from featx.devices import Device, default_batch_size, torch_threads
-from featx.errors import CacheError, DiskError, InputError
+from featx.errors import DiskError
 from featx.failures import StopAtFailure, check_failures, check_settled
 from featx.featureset import FeatureSet, feature_set
 from featx.forward import StageTimes, default_workers
-from featx.image_hashes import ImageHashes
 from featx.images import ImageTable, list_images
 from featx.pipeline import Pipeline, build_pipeline
 from featx.plans import check_plan, make_plan, plans_by_row, recorded_plans
-from featx.specs import ExtractOptions, ExtractRules, default_name, make_spec
-from featx.transforms import Transform
+from featx.specs import ExtractOptions, ExtractRules, make_spec
+from featx.target import Job, Look, check_source, recorded_plan, rows_of, target_of
 
 
 @dataclass(frozen=True)
@@ -68,25 +58,6 @@ class Listener:
     start: Callable[[int], None] = lambda total: None
     advance: Callable[[int], None] = lambda count: None
     stop: Callable[[], bool] = lambda: False
-
-
-@dataclass(frozen=True)
-class Source:
-    """Images to extract, and the cache to extract them into.
-
-    Attributes
-    ----------
-    images : folder, list or glob as given.
-    target : the cache file.
-    damaged : rows of a damaged finished cache that must not be used; None where it is sound.
-    transform : replaces the preprocessing that comes with the weights.
-    """
-
-    images: str
-    table: ImageTable
-    target: Callable[[Backbone], Path]
-    damaged: frozenset[int] | None = None
-    transform: Transform | None = None
 
 
 def extract(
@@ -146,20 +117,22 @@ def run_extraction(
     table = list_images(images, label_from=options.label_from, split_folders=options.split_folders)  # type: ignore[arg-type]  # checked by ExtractOptions
 
     def target(backbone: Backbone) -> Path:
-        return _target(images, options, backbone, cache_dir, out)
+        return target_of(images, options, backbone, cache_dir, out)
 
-    return fill_cache(Source(os.fspath(images), table, target), options, checked, listener)
+    purpose = "fresh" if checked.fresh else ""
+    job = Job(os.fspath(images), table, target, purpose=purpose)
+    return fill_cache(job, options, checked, listener)
 
 
 def fill_cache(
-    source: Source, options: ExtractOptions, rules: ExtractRules, listener: Listener
+    job: Job, options: ExtractOptions, rules: ExtractRules, listener: Listener
 ) -> Extraction:
-    """Bring the cache of `source` up to date. Errors as in `extract` and `run_extraction`."""
-    table = source.table
+    """Bring the cache of `job` up to date. Errors as in `extract` and `run_extraction`."""
+    table = job.table
     for note in table_notes(table):
         listener.tell(note)
-    pipeline, plan = _planned(source, options, rules)
-    target = source.target(pipeline.backbone)
+    pipeline, plan = _planned(job, options, rules)
+    target = job.target(pipeline.backbone)
     for note in (*pipeline.backbone.notes, *pipeline.front.notes):
         listener.tell(note)
     spec = make_spec(
@@ -174,29 +147,32 @@ def fill_cache(
         f"{pipeline.backbone.name} ({pipeline.backbone.weights}), cut {pipeline.front.cut}, "
         f"{pipeline.precision} on {pipeline.device}, batches of {pipeline.engine.batch_size}"
     )
-    look = _look(source, spec, target, rules)
+    look = Look(job, rules, spec, plan, target, listener.tell)
     decision = look()
-    if decision.action == "reuse" and decision.source is not None:  # needs no lock, writes nothing
-        listener.tell(f"{decision}")
-        listener.tell("nothing to do: the cache is up to date, no forward pass was made")
-        return Extraction(feature_set(decision.source), decision, decision.source.run, 0)
+    if decision.action == "reuse":  # needs no lock, writes nothing
+        return _reused(decision, listener)
     with cache_lock(target):
         decision = look()  # again, now that no other run can change what is there
+        if decision.action == "reuse":
+            return _reused(decision, listener)
         listener.tell(f"{decision}")
         if not rules.mix_plans:
             check_plan(decision, plan, adds=decision.kept < len(table))
+        check_source(decision, job)
         recorded = recorded_plans(decision.source)  # read before it may be replaced
-        writer = _writer(target, table, spec, plan, pipeline.engine.feature_shape, decision)
+        report: dict[str, Any] = {
+            "source": os.path.abspath(job.source),  # noqa: PTH100 (a glob is no path)
+            "purpose": job.purpose,
+            "plans": plans_by_row(recorded, decision.source_rows, plan, _missing(decision)),
+        }
+        writer = _writer(target, table, spec, plan, pipeline.engine.feature_shape, decision, report)
         try:
             pending = writer.pending
             if writer.damaged:
                 listener.tell(f"{writer.damaged:,} of the kept rows are damaged: computed again")
                 if not rules.mix_plans:
                     check_plan(decision, plan, adds=True)
-            report: dict[str, Any] = {
-                "source": os.path.abspath(source.images),  # noqa: PTH100 (a glob is no path)
-                "plans": plans_by_row(recorded, decision.source_rows, plan, pending),
-            }
+                report["plans"] = plans_by_row(recorded, decision.source_rows, plan, pending)
             writer.write_run(report)
             listener.start(len(pending))
             with torch_threads(plan["threads"]):
@@ -212,6 +188,7 @@ def fill_cache(
             check_settled(writer)
             check_failures(writer.file, rules.max_failed)
             report |= make_report(times, decision)
+            del report["purpose"]
             finished = writer.finish(target, report)
         except DiskError:
             raise  # nothing more can be written; what was committed before is kept
@@ -221,6 +198,13 @@ def fill_cache(
         finally:
             writer.close()
     return Extraction(feature_set(finished), decision, finished.run, times.batches)
+
+
+def _reused(decision: Decision, listener: Listener) -> Extraction:
+    assert decision.source is not None
+    listener.tell(f"{decision}")
+    listener.tell("nothing to do: the cache is up to date, no forward pass was made")
+    return Extraction(feature_set(decision.source), decision, decision.source.run, 0)
 
 
 def make_report(times: StageTimes, decision: Decision) -> dict[str, Any]:
@@ -248,45 +232,8 @@ def table_notes(table: ImageTable) -> list[str]:
     return [*notes, f"passed over: {skipped}"] if skipped else notes
 
 
-def _rows(table: ImageTable) -> Rows:
-    return Rows(
-        paths=table.paths,
-        labels=table.labels,
-        split=table.split,
-        groups=table.groups,
-        size_bytes=table.size_bytes,
-        mtime_ns=table.mtime_ns,
-        classes=table.classes,
-    )
-
-
-def _existing(path: Path) -> CacheFile | None:
-    if not path.exists():
-        return None
-    try:
-        return open_cache(path, partial=True)
-    except CacheError as error:
-        raise CacheError(
-            f"{error}. Say --fresh to replace it, or name another with --out"
-        ) from error
-
-
-def _target(
-    images: str | os.PathLike[str],
-    options: ExtractOptions,
-    backbone: Backbone,
-    cache_dir: str | os.PathLike[str],
-    out: str | os.PathLike[str] | None,
-) -> Path:
-    if out is None:
-        return Path(cache_dir) / default_name(images, options, backbone)
-    if Path(out).suffix != ".h5" or Path(out).is_dir():
-        raise InputError(f"--out names the cache file, which ends in .h5, got {os.fspath(out)!r}")
-    return Path(out)
-
-
 def _planned(
-    source: Source, options: ExtractOptions, rules: ExtractRules
+    job: Job, options: ExtractOptions, rules: ExtractRules
 ) -> tuple[Pipeline, dict[str, Any]]:
     """The pipeline and its plan; a cache that is there has its own replayed."""
     import torch
@@ -294,12 +241,12 @@ def _planned(
     recorded: dict[str, Any] = {}
 
     def batch_size(backbone: Backbone, device: Device) -> int:
-        recorded.update({} if rules.fresh else _recorded_plan(source.target(backbone), device))
+        recorded.update(recorded_plan(job, job.target(backbone), device))
         return max(1, recorded.get("batch_size", default_batch_size(device)))
 
-    pipeline = build_pipeline(options, transform=source.transform, batch_size=batch_size)
-    if not rules.fresh and options.batch_size:
-        recorded = _recorded_plan(source.target(pipeline.backbone), pipeline.device)
+    pipeline = build_pipeline(options, transform=job.transform, batch_size=batch_size)
+    if options.batch_size:
+        recorded = recorded_plan(job, job.target(pipeline.backbone), pipeline.device)
     threads = None if rules.mix_plans else recorded.get("threads")
     plan = make_plan(
         pipeline.engine,
@@ -312,50 +259,6 @@ def _planned(
     return pipeline, plan
 
 
-def _recorded_plan(target: Path, device: Device) -> dict[str, int]:
-    """Batch size and threads of the cache that is there, so that a resume replays them."""
-    for path in (partial_path(target), target):
-        if path.exists():
-            try:
-                plan = open_cache(path, partial=True).plan
-            except CacheError:  # told of where it matters: when the cache is about to be used
-                continue
-            if plan.get("device") == device.kind:
-                names = ("batch_size", "threads")
-                return {name: plan[name] for name in names if isinstance(plan.get(name), int)}
-    return {}
-
-
-def _look(
-    source: Source, spec: Mapping[str, Any], target: Path, rules: ExtractRules
-) -> Callable[[], Decision]:
-    """What decides, each time it is called, from what then lies on the disk."""
-    table = source.table
-    hashes = ImageHashes(table.file)
-    trust = Trust(
-        rehash=rules.rehash,
-        # who stops at the first failure wants to meet it again
-        retry_failed=rules.retry_failed or rules.on_error == "stop",
-        damaged=source.damaged,
-    )
-
-    def look() -> Decision:
-        sound = not rules.fresh and source.damaged is None
-        return decide(
-            _rows(table),
-            spec,
-            root=os.fspath(table.root),
-            complete=_existing(target) if not rules.fresh else None,
-            partial=_existing(partial_path(target)) if sound else None,
-            hashes=hashes,
-            fresh=rules.fresh,
-            prune=rules.prune,
-            trust=trust,
-        )
-
-    return look
-
-
 def _writer(
     target: Path,
     table: ImageTable,
@@ -363,17 +266,24 @@ def _writer(
     plan: Mapping[str, Any],
     feature_shape: tuple[int, ...],
     decision: Decision,
+    report: Mapping[str, Any],
 ) -> CacheWriter:
     if decision.action == "resume":
         return CacheWriter.resume(target)
     return CacheWriter.create(
         target,
-        _rows(table),
+        rows_of(table),
         root=os.fspath(table.root),
         spec=spec,
         plan=decision.source.plan if decision.source else plan,  # of the rows that are kept
         feature_shape=feature_shape,
         dtype=spec["dtype"],
+        run=report,
         source=decision.source,
         source_rows=decision.source_rows,
     )
+
+
+def _missing(decision: Decision) -> np.ndarray:
+    """(m,) int64 numbers of the rows that no cache has."""
+    return np.flatnonzero(decision.source_rows < 0)

@@ -65,6 +65,16 @@ def _versions_of_extras(backbone: str) -> dict[str, str]:
     return found
 
 
+def differing_bits(
+    ours: Mapping[str, Any], theirs: Mapping[str, Any]
+) -> dict[str, tuple[Any, Any]]:
+    """Dotted names of what differs between two plans and can change a bit, with both values."""
+    return differing_fields(
+        {name: ours.get(name) for name in PLAN_BITS},
+        {name: theirs.get(name) for name in PLAN_BITS},
+    )
+
+
 def check_plan(decision: Decision, plan: Mapping[str, Any], *, adds: bool) -> None:
     """Refuse to add rows under another plan than the cache's: their bits might differ.
 
@@ -81,10 +91,7 @@ def check_plan(decision: Decision, plan: Mapping[str, Any], *, adds: bool) -> No
     """
     if decision.source is None or not decision.kept or not adds:
         return
-    differing = differing_fields(
-        {name: plan[name] for name in PLAN_BITS},
-        {name: decision.source.plan.get(name) for name in PLAN_BITS},
-    )
+    differing = differing_bits(plan, decision.source.plan)
     if differing:
         told = "; ".join(
             f"{k}: {theirs!r} there, {ours!r} now" for k, (ours, theirs) in differing.items()

@@ -8,13 +8,14 @@ from typing import Any, Final
 
 import numpy as np
 
-from featx.cache import CacheFile, Decision, Verification, open_cache, verify
+from featx.cache import CacheFile, Decision, Verification, open_cache, seal_of, verify
 from featx.errors import CacheError
-from featx.extraction import Extraction, Listener, Source, fill_cache
+from featx.extraction import Extraction, Listener, fill_cache
 from featx.featureset import feature_set
 from featx.images import ImageTable, list_images
 from featx.pipeline import options_of_spec
 from featx.specs import ExtractRules
+from featx.target import Job
 from featx.transforms import Transform
 
 # Damaged columns beside which the cache still says truly which images it is made of: where one of
@@ -84,11 +85,12 @@ def repair(
         rehash=bool(bad & {"run", "sha256"}),
     )
     target = Path(cache)
-    job = Source(
-        images=source,
+    job = Job(
+        source=source,
         table=table,
         target=lambda _backbone: target,
         damaged=frozenset(found.bad_rows),
+        purpose=f"repair of {seal_of(file)[0].hex()}",
         transform=Transform.from_dict(file.spec["transform"]),
     )
     return fill_cache(job, options, rules, listener or Listener())

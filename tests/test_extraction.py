@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import torch
 from PIL import Image
 
 import featx
+import featx.extraction
 from featx.backbones import load_backbone
 from featx.cache import CacheWriter, Status, open_cache, partial_path, verify
 from featx.engines.eager import EagerEngine
@@ -630,3 +632,120 @@ def test_rows_that_rotted_are_computed_again_and_told_of(
     assert np.array_equal(done.features.X[:18], whole)
     (plan,) = done.report["plans"]
     assert plan["rows"] == [[0, 18]]
+
+
+def stop_after(batches: int) -> Listener:
+    settled: list[int] = []
+    return Listener(advance=settled.append, stop=lambda: len(settled) >= batches)
+
+
+def test_a_start_from_nothing_that_was_stopped_goes_on_with_the_same_command(
+    colour_folder: Folder, tmp_path: Path
+) -> None:
+    root, out = colour_folder(), tmp_path / "a.h5"
+    extract(root, tmp_path, out=out)
+    for done in (4, 8):
+        with pytest.raises(StoppedError, match=f"{done} of 18"):
+            extract(root, tmp_path, out=out, fresh=True, listener=stop_after(1))
+    told: list[str] = []
+    assert extract(root, tmp_path, out=out, listener=Listener(tell=told.append)).forward_passes == 0
+    assert any("what an interrupted `featx extract --fresh` has done" in line for line in told)
+    last = extract(root, tmp_path, out=out, fresh=True)
+    assert (last.decision.action, last.forward_passes) == ("resume", 3)
+    again = extract(root, tmp_path, out=out, fresh=True)  # that one is finished: from nothing
+    assert (again.decision.action, again.forward_passes) == ("create", 5)
+
+
+def test_another_start_from_nothing_leaves_nothing_of_the_one_before(
+    colour_folder: Folder, tmp_path: Path
+) -> None:
+    root, out = colour_folder(), tmp_path / "a.h5"
+    for changes in ({"batch_size": 2}, {"decode": "exact"}):
+        with pytest.raises(StoppedError):
+            extract(root, tmp_path, out=out, fresh=True, listener=stop_after(1))
+        made = extract(root, tmp_path, out=out, fresh=True, **changes)
+        assert made.decision.action == "create"
+
+
+def test_half_a_folder_that_vanished_while_it_was_read_is_not_dropped(
+    colour_folder: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, out = colour_folder(), tmp_path / "a.h5"
+    extract(root, tmp_path, out=out)
+    table = list_images(root)
+    (root / "red").rename(tmp_path / "away")
+    with monkeypatch.context() as patch:
+        patch.setattr("featx.extraction.list_images", lambda *_, **__: table)
+        with pytest.raises(TooManyFailedError, match="6 of the 18 images"):
+            extract(root, tmp_path, out=out, rehash=True)
+    with pytest.raises(CacheError, match=r"6 of the 18 images .* no longer under"):
+        extract(root, tmp_path, out=out)
+    (tmp_path / "away").rename(root / "red")
+    assert len(extract(root, tmp_path, out=out).features) == 18
+
+
+def test_rows_of_a_damaged_cache_never_look_whole_again(
+    colour_folder: Folder, tmp_path: Path
+) -> None:
+    root, out = colour_folder(), tmp_path / "a.h5"
+    extract(root, tmp_path, out=out)
+    whole = out.read_bytes()
+    Image.new("RGB", (50, 50), "yellow").save(root / "red" / "new.png")
+    file = open_cache(out)
+    for column, byte in (("sha256", 0x7F), ("status", 3), ("status", 0x81)):
+        out.write_bytes(whole)
+        with out.open("r+b") as stream:
+            stream.seek(file.offsets[column] + 3 * file.columns[column].row_bytes)
+            stream.write(bytes([byte]))
+        damaged = out.read_bytes()
+        with pytest.raises(CacheError, match=r"damaged, so .* mend it with `featx verify --repair"):
+            extract(root, tmp_path, out=out)
+        assert out.read_bytes() == damaged
+        assert not partial_path(out).exists()
+
+
+def test_a_useless_unfinished_file_does_not_hide_a_finished_cache(
+    colour_folder: Folder, tmp_path: Path
+) -> None:
+    root, out = colour_folder(), tmp_path / "a.h5"
+    extract(root, tmp_path, out=out)
+    partial_path(out).write_text("no cache")
+    assert extract(root, tmp_path, out=out).decision.action == "reuse"
+    Image.new("RGB", (50, 50), "yellow").save(root / "red" / "new.png")
+    told: list[str] = []
+    made = extract(root, tmp_path, out=out, listener=Listener(tell=told.append))
+    assert (made.decision.kept, made.forward_passes) == (18, 1)
+    assert sum("a.h5.partial" in line for line in told) == 1
+    out.unlink()
+    partial_path(out).write_text("no cache")
+    with pytest.raises(CacheError, match="--fresh"):
+        extract(root, tmp_path, out=out)
+
+
+def test_what_another_run_finished_meanwhile_is_not_done_again(
+    colour_folder: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, out = colour_folder(), tmp_path / "a.h5"
+    lock = featx.extraction.cache_lock
+
+    @contextmanager
+    def late(path: Path) -> Iterator[None]:
+        with monkeypatch.context() as patch:
+            patch.setattr("featx.extraction.cache_lock", lock)
+            extract(root, tmp_path, out=out)
+        with lock(path):
+            yield
+
+    monkeypatch.setattr("featx.extraction.cache_lock", late)
+    made = extract(root, tmp_path, out=out)
+    assert (made.decision.action, made.forward_passes) == ("reuse", 0)
+
+
+def test_a_link_to_a_cache_stays_a_link(colour_folder: Folder, tmp_path: Path) -> None:
+    root, link = colour_folder(), tmp_path / "link.h5"
+    (tmp_path / "large_disk").mkdir()
+    link.symlink_to(tmp_path / "large_disk" / "a.h5")
+    for _ in range(2):
+        extract(root, tmp_path, out=link)
+        assert link.is_symlink()
+        assert verify(tmp_path / "large_disk" / "a.h5").ok

@@ -13,7 +13,7 @@ import pytest
 import featx
 from featx.cache import Status, open_cache, verify
 from featx.engines.eager import EagerEngine
-from featx.errors import CacheError, InputError
+from featx.errors import CacheError, InputError, StoppedError
 from featx.extraction import Listener
 
 TINY: dict[str, Any] = {
@@ -160,6 +160,21 @@ def test_the_damaged_file_stays_until_the_new_one_is_whole(
             featx.repair(cache)
     assert cache.read_bytes() == before
     featx.repair(cache)
+    assert verify(cache).ok
+
+
+def test_a_repair_that_was_stopped_goes_on_with_the_same_command(
+    cache: Path, computed: list[int]
+) -> None:
+    whole = rows_of(cache)
+    for row in (0, 1, 2, 4, 5, 6, 9):
+        flip(cache, "features", row)
+    settled: list[int] = []
+    with pytest.raises(StoppedError, match="15 of 18"):
+        featx.repair(cache, listener=Listener(advance=settled.append, stop=lambda: True))
+    made = featx.repair(cache)
+    assert (made.decision.action, made.forward_passes, len(computed)) == ("resume", 1, 2)
+    assert same(rows_of(cache), whole)
     assert verify(cache).ok
 
 

@@ -13,6 +13,7 @@ from featx.cache.layout import (
 )
 from featx.cache.lock import cache_lock
 from featx.cache.reader import PARTIAL_SUFFIX, CacheFile, open_cache
+from featx.cache.seal import is_intact, seal_of
 from featx.cache.skeleton import Rows
 from featx.cache.verify import Verification, verify
 from featx.cache.writer import CacheWriter, partial_path
@@ -34,8 +35,10 @@ __all__ = [
     "decide",
     "differing_fields",
     "fingerprint",
+    "is_intact",
     "open_cache",
     "partial_path",
+    "seal_of",
     "split_counts",
     "verify",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, Literal
 
 import numpy as np
@@ -91,7 +91,6 @@ def decide(
     complete: CacheFile | None,
     partial: CacheFile | None,
     hashes: Hashes,
-    fresh: bool = False,
     prune: bool = False,
     trust: Trust | None = None,
 ) -> Decision:
@@ -108,9 +107,8 @@ def decide(
     root : the folder that the paths of `rows` are relative to.
     complete, partial : the finished and the unfinished cache of that name, where they exist.
     hashes : reads files; asked only where size and time of modification do not settle it.
-    fresh : start over whatever is there.
-    prune : accept another root, and the loss of more than a tenth of the rows; images that had
-        failed may go.
+    prune : accept another root, and the loss of more than a tenth of the rows; images whose
+        content had failed may go.
     trust : what is believed unseen; by default equal size and time, and failures of content.
 
     Raises
@@ -122,7 +120,7 @@ def decide(
     """
     trust = trust or Trust()
     nothing = np.full(len(rows), -1, np.int64)
-    if fresh or (partial is None and complete is None):
+    if partial is None and complete is None:
         return Decision("create", None, nothing, new=len(rows))
     if (
         complete is not None
@@ -140,13 +138,19 @@ def decide(
         _check_spec(fitting[0], spec)
         _check_root(fitting[0], root, prune=prune)
     # of two that fit, the unfinished one, unless images that came back have their rows in the other
-    matches = [(each, _match(rows, each, hashes, trust)) for each in fitting]
+    unseen = replace(trust, damaged=None)
+    matches = [
+        (each, _match(rows, each, hashes, trust if each is complete else unseen))
+        for each in fitting
+    ]
     source, found = max(matches, key=lambda match: (match[1].rows >= 0).sum())
-    if found.lost > MAX_GONE * len(source) and not prune:
-        raise CacheError(
-            f"{found.lost:,} of the {len(source):,} images in {source.path} are no longer under "
-            f"{root}; is a disk not mounted? Say --prune to drop them, or --out for another file"
-        )
+    for each, match in matches:
+        if match.lost > MAX_GONE * len(each) and not prune and each in (source, complete):
+            raise CacheError(
+                f"{match.lost:,} of the {len(each):,} images in {each.path} are no longer under "
+                f"{root}; is a disk not mounted? Say --prune to drop them, or --out for another "
+                "file"
+            )
     counts = {
         "new": found.new,
         "changed": found.changed,
@@ -196,7 +200,7 @@ class _Match:
     new: int
     changed: int
     gone: int
-    lost: int  # of those gone, all but the rows that had failed
+    lost: int  # of those gone, all but the rows whose content had failed
     renamed: int
     again: int
 
@@ -225,7 +229,7 @@ def _match(rows: Rows, source: CacheFile, hashes: Hashes, trust: Trust) -> _Matc
         new=int((~there & ~renamed).sum()),
         changed=int(changed.sum()),
         gone=int(left.sum()),
-        lost=int((left & (status <= Status.DONE)).sum()),
+        lost=int((left & (status <= Status.UNREADABLE)).sum()),
         renamed=int(renamed.sum()),
         again=int((again & ~changed).sum()),
     )

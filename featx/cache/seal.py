@@ -48,6 +48,11 @@ def seal_of(file: CacheFile) -> tuple[bytes, dict[str, str]]:
     return whole.digest(), columns
 
 
+def is_intact(file: CacheFile) -> bool:
+    """Whether every byte of a finished cache outside its features is as it was written."""
+    return seal_of(file)[0] == file.read("digest").tobytes()
+
+
 def sealed(report: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
     """The run report with the digest of each dataset, and with its own."""
     vouched = {**report, "columns": dict(columns)}

@@ -67,7 +67,7 @@ def verify(path: str | os.PathLike[str]) -> Verification:
 
 def check(file: CacheFile) -> Verification:
     """`verify`, for a cache that is open."""
-    bad = tuple(_bad_rows(file))
+    bad = tuple(damaged_rows(file))
     paths = tuple(_as_text(file.read("paths", row, row + 1)[0]) for row in bad)
     digest, columns = seal_of(file)
     matches = digest == file.read("digest").tobytes()
@@ -75,18 +75,27 @@ def check(file: CacheFile) -> Verification:
     return Verification(file.path, len(file), bad, paths, matches, damaged)
 
 
-def _bad_rows(file: CacheFile) -> Iterator[int]:
+def damaged_rows(file: CacheFile) -> Iterator[int]:
+    """Numbers of the rows whose features do not match their checksum or their status.
+
+    A row that is done has finite features and one that failed has NaN. A pending row is damage in
+    a finished cache only.
+    """
     step = max(1, _CHUNK_BYTES // max(1, file.columns["features"].row_bytes))
     for start in range(0, len(file), step):
-        features = file.read("features", start, start + step)
-        features = features.reshape(len(features), -1)
-        crc32 = file.read("crc32", start, start + step)
         status = file.read("status", start, start + step)
-        intact = crc32 == crc32_of(features)
+        if file.is_partial and (status == Status.PENDING).all():
+            continue
+        features = file.read("features", start, start + step)
+        intact = file.read("crc32", start, start + step) == crc32_of(features)
+        features = features.reshape(len(features), -1)
         done = status == Status.DONE
         failed = (status > Status.DONE) & (status <= max(Status))
         true = np.where(done, np.isfinite(features).all(1), failed & np.isnan(features).all(1))
-        yield from (start + np.flatnonzero(~(intact & true))).tolist()
+        good = intact & true
+        if file.is_partial:
+            good |= status == Status.PENDING
+        yield from (start + np.flatnonzero(~good)).tolist()
 
 
 def _as_text(path: bytes) -> str:

@@ -30,6 +30,7 @@ from featx.cache.layout import (
 from featx.cache.reader import PARTIAL_SUFFIX, CacheFile, open_cache
 from featx.cache.seal import seal_of, sealed
 from featx.cache.skeleton import Rows, build_skeleton, write_skeleton
+from featx.cache.verify import damaged_rows
 from featx.errors import DiskError
 
 COMMIT_INTERVAL_S: Final = 1.0
@@ -51,8 +52,8 @@ class CacheWriter:
     Attributes
     ----------
     file : the unfinished cache.
-    damaged : how many rows were not taken over from the source at `create`, because their features
-        do not match their checksum there; they are pending.
+    damaged : how many rows were not taken over from the source at `create`, or put back to pending
+        at `resume`, because their features do not match their checksum there.
     """
 
     def __init__(self, file: CacheFile, *, disk: Disk) -> None:
@@ -78,6 +79,7 @@ class CacheWriter:
         plan: Mapping[str, Any],
         feature_shape: tuple[int, ...],
         dtype: str = "float32",
+        run: Mapping[str, Any] | None = None,
         source: CacheFile | None = None,
         source_rows: np.ndarray | None = None,
         disk: Disk | None = None,
@@ -93,6 +95,7 @@ class CacheWriter:
         rows : the images, in row order.
         root, spec, plan : as in `CacheFile`.
         feature_shape, dtype : of one image's features.
+        run : the run report to begin with; in the file before it gets its name.
         source : a cache of the same spec to take finished rows from.
         source_rows : (n,) int64; for each image its row in `source`, or -1.
 
@@ -118,6 +121,7 @@ class CacheWriter:
             "plan": canonical_json(plan),
             "root": root,
         }
+        arrays["run"] = np.frombuffer(_run_bytes(run or {}), np.uint8)
         temporary = path.with_name(path.name + ".tmp")
         damaged = 0
         try:
@@ -133,14 +137,23 @@ class CacheWriter:
             with suppress(OSError):  # what stays of it is overwritten by the next run
                 disk.remove(temporary)
             raise
-        made = cls.resume(path, disk=disk)
+        made = cls(open_cache(partial_path(path), partial=True), disk=disk)
         made.damaged = damaged
         return made
 
     @classmethod
     def resume(cls, path: Path, *, disk: Disk | None = None) -> Self:
-        """Open the unfinished cache of `path` where it stopped."""
-        return cls(open_cache(partial_path(path), partial=True), disk=disk or Disk())
+        """Open the unfinished cache of `path` where it stopped.
+
+        Rows that a disk lost although it said that they were safe are pending again.
+        """
+        writer = cls(open_cache(partial_path(path), partial=True), disk=disk or Disk())
+        try:
+            writer._put_back(np.fromiter(damaged_rows(writer.file), np.int64))
+        except BaseException:
+            writer.close()
+            raise
+        return writer
 
     @property
     def pending(self) -> np.ndarray:
@@ -203,20 +216,19 @@ class CacheWriter:
         self._committed_at = time.monotonic()
 
     def write_run(self, report: Mapping[str, Any]) -> None:
-        """Replace the run report, durably; one that is the same is not touched, nor ever torn.
+        """Replace the run report; one that is the same is not touched.
+
+        It is as durable as the next commit: no status is on disk before it.
 
         Raises
         ------
         AssertionError
             The report's JSON is longer than the room kept for it.
         """
-        text = canonical_json(report).encode("ascii")
-        assert len(text) <= RUN_BYTES, f"run report of {len(text)} bytes"
-        text = text.ljust(RUN_BYTES, b"\0")
+        text = _run_bytes(report)
         if self.file.read("run").tobytes() != text:
             with told_as_disk_error(self.file.path, "write"):
                 self._disk.write(self._fd, text, self.file.offsets["run"])
-                self._disk.datasync(self._fd)
 
     def finish(self, path: Path, report: Mapping[str, Any]) -> CacheFile:
         """Seal the file with its digests and give it its final name. Every row must be settled."""
@@ -262,6 +274,15 @@ class CacheWriter:
             self._settle(rows, status, features.nbytes)
         return damaged
 
+    def _put_back(self, rows: np.ndarray) -> None:
+        """Let rows be pending again."""
+        if len(rows):
+            self.damaged = len(rows)
+            self._status[rows] = Status.PENDING
+            self._write_rows("status", rows, self._status[rows])
+            with told_as_disk_error(self.file.path, "write"):
+                self._disk.datasync(self._fd)
+
     def _settle(self, rows: np.ndarray, status: np.ndarray, nbytes: int) -> None:
         self._uncommitted.extend(zip(rows.tolist(), status.tolist(), strict=True))
         self._uncommitted_bytes += nbytes
@@ -279,6 +300,12 @@ class CacheWriter:
                     values[start:stop].reshape(-1).view(np.uint8).data,
                     offset + int(rows[start]) * column.row_bytes,
                 )
+
+
+def _run_bytes(report: Mapping[str, Any]) -> bytes:
+    text = canonical_json(report).encode("ascii") if report else b""
+    assert len(text) <= RUN_BYTES, f"run report of {len(text)} bytes"
+    return text.ljust(RUN_BYTES, b"\0")
 
 
 def _cut_utf8(text: str, length: int) -> bytes:
