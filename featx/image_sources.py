@@ -91,6 +91,11 @@ def why_no_image(name: bytes, *, heic: bool) -> str | None:
     return f"{suffix} file" if is_kind else "file with another ending"
 
 
+def mtime_ns(status: os.stat_result) -> int:
+    """Return when a file was last changed, within what a cache can hold: the years 1678 to 2262."""
+    return min(max(status.st_mtime_ns, -(2**63)), 2**63 - 1)
+
+
 def has_heic() -> bool:
     """Return whether pillow-heif is installed (looked up, not imported)."""
     return importlib.util.find_spec("pillow_heif") is not None
@@ -190,7 +195,7 @@ def _take(
             found.append(Found(path, 0, 0))
         return
     if stat.S_ISREG(status.st_mode):
-        found.append(Found(path, status.st_size, status.st_mtime_ns))
+        found.append(Found(path, status.st_size, mtime_ns(status)))
     else:  # a pipe called x.jpg would be waited for without end
         skipped["not a regular file"] += 1
 
@@ -278,7 +283,7 @@ def locate(
     root = _common_root(source, folder, list(lines))
     cut = len(root.rstrip(os.sep)) + 1
     located = [
-        Found(os.fsencode(file[cut:].replace(os.sep, "/")), s.st_size, s.st_mtime_ns, *row[2:])
+        Found(os.fsencode(file[cut:].replace(os.sep, "/")), s.st_size, mtime_ns(s), *row[2:])
         for (file, s), row in zip(found, rows, strict=True)
     ]
     return Listing(Path(root), kind, sorted(located, key=lambda row: row.path))

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import unicodedata
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -69,6 +70,21 @@ def test_arrays_have_the_types_of_the_cache_and_cannot_be_changed(tmp_path: Path
     assert table.mtime_ns[0] == (tmp_path / "a/1.jpg").stat().st_mtime_ns
     with pytest.raises(ValueError, match="read-only"):
         table.labels[0] = 5
+
+
+@pytest.mark.parametrize("source", ["", "all.txt"])
+def test_a_time_beyond_what_64_bits_hold_is_the_last_they_hold(tmp_path: Path, source: str) -> None:
+    make(tmp_path, "a/1.jpg")
+    (tmp_path / "all.txt").write_text("a/1.jpg\n")
+    year_2400_s = 13_569_465_600
+    try:
+        os.utime(tmp_path / "a/1.jpg", (year_2400_s, year_2400_s))
+    except (OSError, OverflowError) as error:
+        pytest.skip(f"this file system holds no such time: {error}")
+    held = (tmp_path / "a/1.jpg").stat().st_mtime_ns
+    assert list_images(tmp_path / source).mtime_ns.tolist() == [min(held, 2**63 - 1)]
+    past = SimpleNamespace(st_mtime_ns=-(10**20))
+    assert image_sources.mtime_ns(past) == -(2**63)  # type: ignore[arg-type]
 
 
 def test_the_leaf_folder_can_be_the_label(tmp_path: Path) -> None:
