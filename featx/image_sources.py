@@ -270,8 +270,8 @@ def locate(
             problems.append(f"line {line}: {_brief(name)} (missing)")
             continue
         if not stat.S_ISREG(status.st_mode):
-            kind = "a folder" if stat.S_ISDIR(status.st_mode) else "a device or pipe"
-            problems.append(f"line {line}: {_brief(name)} ({kind}, not a file)")
+            what = "a folder" if stat.S_ISDIR(status.st_mode) else "a device or pipe"
+            problems.append(f"line {line}: {_brief(name)} ({what}, not a file)")
         found.append((file, status))
     if problems:
         raise InputError(
