@@ -287,7 +287,8 @@ def _start() -> subprocess.Popen[bytes]:
     flags += ["-E"] if sys.flags.ignore_environment else []
     flags += ["-s"] if sys.flags.no_user_site else []
     home = os.fspath(Path(__file__).absolute().parents[1])
-    path = [entry for entry in sys.path if entry]
+    # Python passes over what is no text there, such as a Path that a notebook appended.
+    path = [entry for entry in sys.path if entry and isinstance(entry, str)]
     try:
         return subprocess.Popen(
             [os.fsdecode(executable), *flags, "-c", _BOOT, json.dumps([home, path])],

@@ -526,6 +526,14 @@ def test_modules_in_the_current_folder_are_not_imported(tmp_path: Path, name: st
     assert (program.returncode, out) == (0, "[7, 0, 77]\n")
 
 
+def test_what_is_no_text_in_the_search_path_is_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "path", [*sys.path, Path("..")])  # as in many a notebook
+    with IsolatedLoader(LOADER) as load:
+        assert load(coloured(tmp_path, 7)).pixels[0, 0].tolist() == [7, 0, 77]
+
+
 def test_paths_given_to_the_transformer_are_decoded_apart_too(file: File) -> None:
     extractor = FeatureExtractor("squeezenet1_1", weights="random", batch_size=1).fit()
     transform = extractor._built.backbone.transform
