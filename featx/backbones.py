@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,7 @@ from featx.weights import (
 )
 
 _FILE_SUFFIXES = {".pth", ".pt", ".bin", ".safetensors", ".ckpt", ".tar", ".pkl", ".h5"}
+_GENERATOR = threading.Lock()  # held while weights are drawn from it
 _TRANSFORM_FIELDS = ("resize", "crop", "mean", "std", "interpolation")
 
 
@@ -309,10 +312,17 @@ def _form_for(name: str, state: Mapping[str, torch.Tensor]) -> PublishedWeights:
     return entries[0]
 
 
-def _build(name: str, entry: PublishedWeights, seed: int, *, for_weights: bool) -> nn.Module:
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Within, PyTorch's one generator starts from `seed`, for one thread at a time."""
     # devices=[]: the networks are built on the CPU, so only its generator is forked.
-    with torch.random.fork_rng(devices=[]):
+    with _GENERATOR, torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
+        yield
+
+
+def _build(name: str, entry: PublishedWeights, seed: int, *, for_weights: bool) -> nn.Module:
+    with _seeded(seed):
         return architectures.build(name, entry=entry, for_weights=for_weights)
 
 
@@ -381,8 +391,7 @@ def _load_timm(
 ) -> Backbone:
     model_name = name.removeprefix("timm:")
     pretrained = weights in ("default", "DEFAULT")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with _seeded(seed):
         network = timm_backbones.build(model_name, pretrained=pretrained)
     notes: tuple[str, ...] = ()
     untrained: tuple[str, ...] = ()

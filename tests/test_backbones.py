@@ -8,6 +8,8 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -249,6 +251,17 @@ def test_random_weights_are_the_same_in_any_process_and_leave_the_global_generat
     assert backbone.weights_sha256 == weights.state_dict_sha256(backbone.network.state_dict())
     other = load_backbone("squeezenet1_1", weights="random", seed=8)
     assert other.weights_sha256 != backbone.weights_sha256
+
+
+def test_random_weights_are_the_same_in_many_threads_at_once():
+    together = threading.Barrier(4)
+
+    def load(_):
+        together.wait()
+        return load_backbone("squeezenet1_1", weights="random", seed=7).weights_sha256
+
+    with ThreadPoolExecutor(4) as pool:
+        assert len(set(pool.map(load, range(4)))) == 1
 
 
 def test_random_weights_say_that_they_are_and_whose_transform_they_have():
