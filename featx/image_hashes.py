@@ -10,6 +10,9 @@ from typing import Final
 
 _THREADS: Final = 8  # reading waits for the disk, and hashing leaves Python's lock free
 
+_SLICE: Final = 4096  # what waits for a thread takes 2 KB an image
+_MANY: Final = 1000  # read in a second from a fast disk, in ten from a slow one
+
 
 class ImageHashes:
     """Hashes images by number, several at a time, each file at most once.
@@ -17,6 +20,7 @@ class ImageHashes:
     Parameters
     ----------
     file : number of an image -> its file.
+    tell : takes a sentence for the user, before so many files are read that it takes a while.
 
     Examples
     --------
@@ -24,17 +28,23 @@ class ImageHashes:
     [None]
     """
 
-    def __init__(self, file: Callable[[int], Path]) -> None:
-        self._file = file
+    def __init__(
+        self, file: Callable[[int], Path], tell: Callable[[str], None] | None = None
+    ) -> None:
+        self._file, self._tell = file, tell
         self._known: dict[int, bytes | None] = {}
 
     def __call__(self, images: Sequence[int]) -> list[bytes | None]:
         """SHA-256 (32 bytes) of the file of each image, or None where it cannot be read."""
         unknown = [i for i in images if i not in self._known]
+        if self._tell and len(unknown) > _MANY:
+            self._tell(f"reading {len(unknown):,} files to compare their content")
         if unknown:
             with ThreadPoolExecutor(min(_THREADS, len(unknown))) as pool:
-                found = pool.map(lambda i: _sha256(self._file(i)), unknown)
-                self._known.update(zip(unknown, found, strict=True))
+                for start in range(0, len(unknown), _SLICE):
+                    some = unknown[start : start + _SLICE]
+                    found = pool.map(lambda i: _sha256(self._file(i)), some)
+                    self._known.update(zip(some, found, strict=True))
         return [self._known[i] for i in images]
 
 

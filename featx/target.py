@@ -124,7 +124,7 @@ class Look:
         self._spec, self._plan = spec, plan
         self._tell = tell
         self._told: set[str] = set()
-        self._hashes = ImageHashes(job.table.file)
+        self._hashes = ImageHashes(job.table.file, tell)
 
     def __call__(self) -> Decision:
         """Decide.

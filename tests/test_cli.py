@@ -237,7 +237,10 @@ def test_verify_ends_in_code_4_where_a_byte_has_changed(tmp_path: Path) -> None:
     assert json.loads(featx_("verify", path, "--json", code=4).stdout)["bad_rows"] == [59]
 
 
-def test_bad_images_end_a_run_as_asked(colour_folder: Folder, tmp_path: Path) -> None:
+def test_bad_images_end_a_run_as_asked(
+    colour_folder: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("featx.image_hashes._MANY", 9)
     root, path = colour_folder(), tmp_path / "birds.h5"
     for name in ("red0", "red1", "red2"):
         (root / "red" / f"{name}.png").write_bytes(b"cut short")
@@ -252,6 +255,7 @@ def test_bad_images_end_a_run_as_asked(colour_folder: Folder, tmp_path: Path) ->
     assert "red/red2.png: undecodable" in done.stderr
     again = featx_(*asked, "--rehash", "--retry-failed", "--max-failed", "0.2", code=3)
     assert "18 images: 15 kept, 0 new, 3 tried again" in again.stderr
+    assert again.stderr.count("reading 15 files to compare their content") == 1
     assert "'--max-failed'" in featx_(*asked, "--max-failed", "10", code=2).output
 
 
