@@ -78,9 +78,12 @@ def check_failures(file: CacheFile, max_failed: float) -> None:
         f"{failed:,} of the {n:,} images could not" if done else f"none of the {n:,} images could"
     )
     accept = f", or accept them with --max-failed {_rounded_up(failed / n)}" if done else ""
+    # those that could not be read are tried on every run
+    unchanged = " (--retry-failed tries unchanged ones too)" * (failed > counts[Status.UNREADABLE])
     raise TooManyFailedError(
         f"{what} be used ({told}; {_examples(file)}). Nothing was finished and nothing lost: all "
-        f"that is known lies in {file.path}. Mend the images and say --retry-failed{accept}"
+        f"that is known lies in {file.path}. Mend or remove them and run the same command "
+        f"again{unchanged}{accept}"
     )
 
 

@@ -467,7 +467,10 @@ def test_more_failures_than_allowed_finish_nothing_and_lose_nothing(
     with pytest.raises(TooManyFailedError) as error:
         extract(root, tmp_path, out=tmp_path / "a.h5")
     assert str(error.value).startswith("4 of the 30 images could not be used (4 undecodable; blue/")
-    assert str(error.value).endswith("--retry-failed, or accept them with --max-failed 0.14")
+    assert str(error.value).endswith(
+        "Mend or remove them and run the same command again (--retry-failed tries unchanged ones "
+        "too), or accept them with --max-failed 0.14"
+    )
     assert error.value.exit_code == 1
     assert not (tmp_path / "a.h5").exists()
     done = extract(root, tmp_path, out=tmp_path / "a.h5", max_failed=0.14)
