@@ -98,7 +98,9 @@ def _watch(events: int, log: int, fail_at: int | None) -> None:
 
     def watched_create(*args: Any, **keywords: Any) -> CacheWriter:
         os.write(events, b"c")
-        return create(*args, **keywords)
+        writer = create(*args, **keywords)
+        os.write(events, b"r")
+        return writer
 
     def watched_finish(self: CacheWriter, *args: Any) -> CacheFile:
         os.write(events, b"f")
