@@ -76,7 +76,7 @@ def command(function: Callable[Params, Result]) -> Callable[Params, Result]:
             tell(f"featx: {error}")
             raise typer.Exit(error.exit_code) from error
         except KeyboardInterrupt as error:
-            tell("featx: interrupted; what was committed is kept, run the same command to go on")
+            tell("featx: interrupted")
             raise typer.Exit(EXIT_INTERRUPTED) from error
         except BrokenPipeError as error:  # the reader of our output, `head` say, had enough
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

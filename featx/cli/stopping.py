@@ -9,6 +9,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from featx.cli.output import progress, tell
+from featx.errors import StoppedError
 from featx.interrupts import interrupt
 
 if TYPE_CHECKING:
@@ -16,19 +17,19 @@ if TYPE_CHECKING:
 
 
 class Stopper:
-    """Whether the run was asked to stop. Until `begin` there is no batch to finish."""
+    """Whether the run was `asked` to stop. Until it has `begun` there is no batch to finish."""
 
     def __init__(self) -> None:
         self.asked = False
-        self._begun = False
+        self.begun = False
 
     def begin(self) -> None:
         """From now on the first request only asks."""
-        self._begun = True
+        self.begun = True
 
     def request(self, number: int, frame: FrameType | None) -> None:
         """A signal handler."""
-        if self.asked or not self._begun:
+        if self.asked or not self.begun:
             interrupt(number, frame)
         self.asked = True
         tell("featx: finishing the batch in hand; once more stops at once")
@@ -55,7 +56,13 @@ def stop_on_signals() -> Iterator[Stopper]:
 
 @contextmanager
 def listening(doing: str) -> Iterator[Listener]:
-    """A listener that shows progress, tells the person at the terminal, and hears Ctrl-C."""
+    """A listener that shows progress, tells the person at the terminal, and hears Ctrl-C.
+
+    Raises
+    ------
+    StoppedError
+        Ctrl-C at once, while images were computed.
+    """
     from featx.extraction import Listener
 
     with progress(doing) as bar, stop_on_signals() as stopper:
@@ -64,4 +71,11 @@ def listening(doing: str) -> Iterator[Listener]:
             stopper.begin()
             bar.start(total)
 
-        yield Listener(tell=tell, start=start, advance=bar.advance, stop=lambda: stopper.asked)
+        try:
+            yield Listener(tell=tell, start=start, advance=bar.advance, stop=lambda: stopper.asked)
+        except KeyboardInterrupt as error:
+            if not stopper.begun:
+                raise
+            raise StoppedError(
+                "interrupted; what was committed is kept, run the same command to go on"
+            ) from error
