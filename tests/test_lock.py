@@ -160,6 +160,25 @@ def test_a_full_disk_keeps_nobody_from_locking(
         pass
 
 
+def test_a_folder_that_takes_no_files_is_not_taken_for_another_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_such_file(self: Path) -> None:  # as below /proc
+        raise FileNotFoundError(errno.ENOENT, "No such file or directory")
+
+    def held(self: lock_module.FileLock, timeout: float) -> None:
+        raise lock_module.Timeout(self.lock_file)
+
+    monkeypatch.setattr(lock_module.FileLock, "acquire", held)
+    monkeypatch.setattr(Path, "touch", no_such_file)
+    with (
+        pytest.raises(DiskError, match=r"cannot lock .*: its folder takes no files") as caught,
+        cache_lock(tmp_path / "a.h5"),
+    ):
+        pass
+    assert caught.value.exit_code == 6
+
+
 def test_a_folder_that_cannot_be_written_is_a_disk_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

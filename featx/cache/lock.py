@@ -54,6 +54,8 @@ def _acquire(lock: FileLock, path: Path, note: Path) -> None:
             lock.acquire(timeout=0)
         except Timeout as error:
             holder = _holder(note)
+            if holder is None:
+                _check_lockable(Path(lock.lock_file))
             if holder is None and attempt < _ATTEMPTS - 1:
                 time.sleep(_PAUSE_S)
                 continue
@@ -62,6 +64,16 @@ def _acquire(lock: FileLock, path: Path, note: Path) -> None:
                 "wait for it, or name another file with --out"
             ) from error
         return
+
+
+def _check_lockable(file: Path) -> None:
+    """Raise `OSError` where no file can be made, which filelock takes for a lock that is held."""
+    try:
+        file.touch()
+    except FileNotFoundError as error:  # of a folder that is there: /proc, say
+        raise OSError("its folder takes no files") from error
+    except PermissionError:  # it is there, and somebody else's
+        pass
 
 
 def _write_note(note: Path) -> None:
