@@ -156,7 +156,9 @@ def test_an_interrupt_ends_in_code_130(
     colour_folder()
     monkeypatch.setattr("featx.pipeline.run", interrupted)
     result = featx_("extract", *TINY, "--weights", "random", "birds", code=130)
-    assert "run the same command to go on" in result.stderr
+    assert "featx: interrupted; what was committed is kept, run the same" in result.stderr
+    monkeypatch.setattr("featx.fitting.fit_head", interrupted)
+    assert featx_("fit-head", code=130).stderr == "featx: interrupted\n"  # it commits nothing
 
 
 def test_a_defect_shows_where_and_ends_in_code_1(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -395,6 +397,16 @@ def test_every_command_is_in_the_readme() -> None:
     readme = (Path(__file__).parents[1] / "README.md").read_text("utf-8")
     for command in app.registered_commands:
         assert f"featx {command.name}" in readme, command.name
+
+
+def test_no_table_is_printed_of_bad_files_alone(colour_folder: Folder, tmp_path: Path) -> None:
+    colour_folder()
+    featx_("extract", *TINY, "--weights", "random", "birds")
+    featx_("fit-head")
+    (tmp_path / "bad.png").write_bytes(b"cut short")
+    made = featx_("predict", f"cache/{NAME}.logistic.safetensors", tmp_path / "bad.png", code=3)
+    assert made.stdout == ""
+    assert "1 images could not be used" in made.stderr
 
 
 def test_predictions_of_files_with_odd_names_are_written(colour_folder: Folder) -> None:

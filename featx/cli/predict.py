@@ -84,7 +84,7 @@ def predict(
     if json_output:
         for record in predictions.to_records(top_k=top_k):
             sys.stdout.write(to_json(record) + "\n")
-    elif csv_file is None:
+    elif csv_file is None and len(predictions):
         _print_predictions(predictions, top_k)
     if show is not None and len(predictions):
         _show(predictions, show)
