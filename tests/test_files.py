@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import types
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 
 import featx.cache.files as files
 from featx.cache import Disk
+from featx.errors import DiskError
 
 PORTABLE = [False, True]
 
@@ -74,6 +76,24 @@ def test_a_new_file_follows_no_link_and_replaces_nothing(tmp_path: Path) -> None
         with pytest.raises(FileExistsError):
             Disk().create(tmp_path / name)
     assert (tmp_path / "precious").read_bytes() == b"precious"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ((errno.EISDIR, "Is a directory", "b.h5.tmp"), "a folder is in the way (b.h5.tmp). "),
+        ((errno.EISDIR, "Is a directory", b"b.h5.tmp"), "a folder is in the way (b.h5.tmp). "),
+        ((errno.ENOSPC, "No space left", "b.h5"), "the disk is full. "),
+        ((errno.ENOSPC, "No space left", 3), "the disk is full. "),  # written by its number
+        ((errno.ENOSPC, "No space left"), "the disk is full. "),
+    ],
+)
+def test_an_error_names_the_file_that_it_is_about(arguments: Any, told: str) -> None:
+    with (
+        pytest.raises(DiskError, match=re.escape(f"cannot create b.h5: {told}")),
+        files.told_as_disk_error(Path("b.h5"), "create"),
+    ):
+        raise OSError(*arguments)
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows syncs no folders")

@@ -30,6 +30,7 @@ _WORDS: Final = {
     errno.EFBIG: "the file would be larger than the limit allows",
     errno.EIO: "the disk reported an input/output error",
     errno.ENOENT: "the folder does not exist",
+    errno.EISDIR: "a folder is in the way",
 }
 # What a file system says that cannot sync folders: network shares, FUSE. PostgreSQL's list
 # (fsync_fname_ext in src/common/file_utils.c); such a system orders names by itself or not at all.
@@ -54,7 +55,14 @@ def told_as_disk_error(path: Path | str, doing: str, advice: str = _GO_ON) -> It
         raise
     except OSError as error:
         words = _WORDS.get(error.errno or 0) or (error.strerror or str(error)).lower()
-        raise DiskError(f"cannot {doing} {path}: {words}. {advice}") from error
+        raise DiskError(f"cannot {doing} {path}: {words}{_where(error, path)}. {advice}") from error
+
+
+def _where(error: OSError, path: Path | str) -> str:
+    """The file that the system refused, in brackets, where it is another than `path`."""
+    name = error.filename
+    is_other = isinstance(name, str | bytes | os.PathLike) and os.fsdecode(name) != os.fspath(path)
+    return f" ({os.fsdecode(name)})" if is_other else ""
 
 
 class Disk:
