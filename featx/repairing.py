@@ -12,6 +12,7 @@ from featx.cache import CacheFile, Decision, Verification, open_cache, seal_of, 
 from featx.errors import CacheError
 from featx.extraction import Extraction, Listener, fill_cache
 from featx.featureset import feature_set
+from featx.image_sources import mtime_ns
 from featx.images import ImageTable, list_images
 from featx.pipeline import options_of_spec
 from featx.specs import ExtractRules
@@ -107,14 +108,14 @@ def _recorded_source(file: CacheFile) -> str:
 
 def _own_table(file: CacheFile, found: Verification) -> ImageTable:
     """The images as the cache lists them; those of bad rows with the size and time of today."""
-    size_bytes, mtime_ns = file.read("size_bytes"), file.read("mtime_ns")
+    size_bytes, times = file.read("size_bytes"), file.read("mtime_ns")
     root = Path(file.root)
     for row in found.bad_rows:
         try:
             status = (root / os.fsdecode(file.paths[row])).stat()
         except OSError:  # gone: told of, with its reason, when it is to be read
             continue
-        size_bytes[row], mtime_ns[row] = status.st_size, status.st_mtime_ns
+        size_bytes[row], times[row] = status.st_size, mtime_ns(status)
     groups = file.read("groups")
     return ImageTable(
         root=root,
@@ -125,7 +126,7 @@ def _own_table(file: CacheFile, found: Verification) -> ImageTable:
         groups=groups,
         group_names=tuple(str(i) for i in range(int(groups.max()) + 1)),
         size_bytes=size_bytes,
-        mtime_ns=mtime_ns,
+        mtime_ns=times,
         skipped={},
         notes=(),
         rules=dict(file.spec["images"]),

@@ -137,6 +137,13 @@ def test_an_image_that_is_gone_costs_its_damaged_row_only(cache: Path) -> None:
     assert verify(cache).ok
 
 
+def test_an_image_from_a_distant_future_is_mended_too(cache: Path) -> None:
+    file = Path(open_cache(cache).root) / "blue" / "blue0.png"
+    flip(cache, "features", 0)
+    os.utime(file, (13_569_465_600, 13_569_465_600))  # the year 2400
+    assert len(featx.repair(cache).features) == 17
+
+
 def test_an_intact_cache_is_left_alone(cache: Path, computed: list[int]) -> None:
     before = (cache.read_bytes(), cache.stat().st_mtime_ns)
     made = featx.repair(cache)
