@@ -86,8 +86,9 @@ def command(function: Callable[Params, Result]) -> Callable[Params, Result]:
         except Exception as error:  # the last resort of a program: say it and fail
             if _out_of_memory(error):
                 tell(
-                    "featx: the memory ran out; what was committed is kept. Close other programs "
-                    "and run the same command again, or take smaller batches with --batch-size"
+                    "featx: the memory ran out; rows that an extraction has committed are kept. "
+                    "Close other programs and run the same command again, or take smaller batches "
+                    "with --batch-size"
                 )
                 raise typer.Exit(EXIT_UNEXPECTED) from error
             traceback.print_exc()
