@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 
 from featx.errors import InputError
-from featx.featureset import FeatureSet, load
+from featx.featureset import FeatureSet, load_intact
 from featx.heads.cached import (
     check_fits,
     classes_known,
@@ -162,12 +162,12 @@ def _open(
 ) -> tuple[HeadFile, FeatureSet]:
     """The head and the cache that are meant, which must fit each other."""
     if head is None and cache is not None:
-        features = load(cache)
+        features = load_intact(cache)
         return newest_fitting_head(features), features
     head_path = Path(head) if head is not None else newest_head(cache_dir)
     file = load_recorded(head_path)
     recorded = file.metadata["cache"]
-    features = load(cache if cache is not None else cache_of_head(recorded, head_path))
+    features = load_intact(cache if cache is not None else cache_of_head(recorded, head_path))
     check_fits(file, features)
     return file, features
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, overload
 
 import numpy as np
 
-from featx.cache import SPLIT_NAMES, CacheFile, Status, open_cache
+from featx.cache import SPLIT_NAMES, CacheFile, Status, open_cache, verify
 from featx.errors import CacheError, InputError
 from featx.images import display_names
 from featx.splits import make_split
@@ -257,6 +257,24 @@ def load(
         )
     labelled_set = features.take(labelled)
     return labelled_set.X, labelled_set.y
+
+
+def load_intact(path: str | os.PathLike[str]) -> FeatureSet:
+    """`load`, after every byte was checked: for what is fitted, measured or predicted.
+
+    Raises
+    ------
+    CacheError
+        As `load`, and where a row or anything else is not as it was written.
+    """
+    found = verify(path)
+    if not found.ok:
+        rows = f"{len(found.bad_rows):,} of its rows" if found.bad_rows else ""
+        what = " and ".join(filter(None, (rows, ", ".join(found.bad_columns))))
+        raise CacheError(
+            f"{path} is damaged ({what}); mend it with `featx verify --repair {os.fspath(path)}`"
+        )
+    return load(path)
 
 
 def feature_set(file: CacheFile) -> FeatureSet:

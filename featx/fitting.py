@@ -15,7 +15,7 @@ import numpy as np
 from featx.cache import canonical_json
 from featx.devices import resolve_device
 from featx.errors import HeadError, InputError
-from featx.featureset import FeatureSet, load
+from featx.featureset import FeatureSet, load_intact
 from featx.heads.file import HEADS, HeadFile, load_head, save_head
 from featx.splits import Split, make_split
 from featx.workspace import newest_cache
@@ -89,7 +89,7 @@ def fit_head(
         raise InputError(
             f"--out names the head file, which ends in .safetensors, got {os.fspath(out)!r}"
         )
-    features = load(cache if cache is not None else newest_cache(cache_dir))
+    features = load_intact(cache if cache is not None else newest_cache(cache_dir))
     fraction = _DEFAULT_FRACTION if test_fraction is None else test_fraction
     split = make_split(
         features.y, features.split_codes, groups=features.groups, seed=seed, test_fraction=fraction

@@ -12,7 +12,7 @@ import numpy as np
 
 from featx.cache import Status
 from featx.errors import InputError
-from featx.featureset import FailedImage, FeatureSet, load
+from featx.featureset import FailedImage, FeatureSet, load_intact
 from featx.heads.cached import check_fits, load_recorded, probabilities
 from featx.heads.file import HeadFile
 from featx.images import display_names, expand_inputs
@@ -121,7 +121,7 @@ def predict(
     if caches:
         if len(inputs) > 1:
             raise InputError("give either one cache (.h5) or image files to predict, not both")
-        return predict_cache(file, load(caches[0]))
+        return predict_cache(file, load_intact(caches[0]))
     files = expand_inputs(inputs)
     pipeline = pipeline_of_spec(
         file.metadata["cache"]["spec"],

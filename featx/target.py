@@ -173,7 +173,10 @@ class Look:
             return None
         if purpose and not starts_over and complete is not None:
             command = "extract --fresh" if purpose == "fresh" else "verify --repair"
-            self._tell_once(f"{path} holds what an interrupted `featx {command}` has done")
+            self._tell_once(
+                f"{path} holds what an unfinished `featx {command}` has done; it is used where it "
+                "holds as many of the images as the finished cache"
+            )
         return partial
 
     def _goes_on(self, partial: CacheFile) -> bool:

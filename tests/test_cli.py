@@ -258,7 +258,7 @@ def test_bad_images_end_a_run_as_asked(
     again = featx_(*asked, "--rehash", "--retry-failed", "--max-failed", "0.2", code=3)
     assert "18 images: 15 kept, 0 new, 3 tried again" in again.stderr
     assert again.stderr.count("reading 15 files to compare their content") == 1
-    assert "'--max-failed'" in featx_(*asked, "--max-failed", "10", code=2).output
+    assert "a share from 0 to 1" in featx_(*asked, "--max-failed", "10", code=2).stderr
 
 
 @pytest.mark.parametrize(
@@ -277,6 +277,19 @@ def test_memory_that_ran_out_is_no_defect(
                   "--weights", "random", code=1)  # fmt: skip
     assert "the memory ran out; rows that an extraction has committed" in made.stderr
     assert "defect" not in made.stderr
+
+
+def test_nothing_is_fitted_or_measured_on_damaged_rows(tmp_path: Path) -> None:
+    path = write_cache(tmp_path / "a.h5")
+    featx_("fit-head", path)
+    head = tmp_path / "a.logistic.safetensors"
+    file = open_cache(path)
+    with path.open("r+b") as stream:
+        stream.seek(file.offsets["features"] + 9 * file.columns["features"].row_bytes)
+        stream.write(b"\x01")
+    for command in (("fit-head", path), ("evaluate", path, head), ("predict", head, path)):
+        told = featx_(*command, code=4).stderr
+        assert "is damaged (1 of its rows); mend it with `featx verify --repair" in told
 
 
 def test_verify_repair_mends_a_cache(colour_folder: Folder, tmp_path: Path) -> None:

@@ -10,6 +10,8 @@ from sklearn.metrics import accuracy_score, log_loss
 from synthetic import CLASSES, SPEC, write_cache
 
 import featx
+from featx.cache import canonical_json, open_cache, seal_of
+from featx.cache.seal import sealed
 from featx.errors import CacheError, HeadError, InputError
 from featx.evaluation import evaluate
 from featx.fitting import fit_head
@@ -111,6 +113,14 @@ def _relabel(path: Path, labels: np.ndarray, classes: tuple[str, ...]) -> Path:
         assert file["classes"].dtype.itemsize >= width
         file["labels"][:] = labels
         file["classes"][:] = [name.encode() for name in classes]
+    file = open_cache(path)
+    with path.open("r+b") as stream:  # seal it again
+        stream.seek(file.offsets["run"])
+        report = canonical_json(sealed({}, seal_of(file)[1])).encode()
+        stream.write(report.ljust(file.columns["run"].nbytes, b"\0"))
+        stream.flush()
+        stream.seek(file.offsets["digest"])
+        stream.write(seal_of(file)[0])
     return path
 
 

@@ -652,7 +652,7 @@ def test_a_start_from_nothing_that_was_stopped_goes_on_with_the_same_command(
             extract(root, tmp_path, out=out, fresh=True, listener=stop_after(1))
     told: list[str] = []
     assert extract(root, tmp_path, out=out, listener=Listener(tell=told.append)).forward_passes == 0
-    assert any("what an interrupted `featx extract --fresh` has done" in line for line in told)
+    assert any("what an unfinished `featx extract --fresh` has done" in line for line in told)
     last = extract(root, tmp_path, out=out, fresh=True)
     assert (last.decision.action, last.forward_passes) == ("resume", 3)
     again = extract(root, tmp_path, out=out, fresh=True)  # that one is finished: from nothing

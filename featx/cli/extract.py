@@ -112,7 +112,7 @@ def extract(
     ] = False,
     max_failed: Annotated[
         float,
-        typer.Option(min=0, max=1, help="Share of bad images above which nothing is finished."),
+        typer.Option(help="Share of bad images, 0 to 1, above which nothing is finished."),
     ] = 0.1,
     on_error: Annotated[
         str, typer.Option(help="record a bad image and go on, or stop at the first.")

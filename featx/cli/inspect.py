@@ -160,9 +160,12 @@ def verify(
     if json_output:
         print_json(facts | ({"kept": mended.decision.kept} if mended is not None else {}))
     elif mended is not None:
-        kept = mended.decision.kept
-        again = len(mended.decision.source_rows) - kept
-        out().print(f"{found.path}: repaired; {kept:,} rows copied, {again:,} computed again")
+        again, lost = mended.report.get("done", 0), mended.report.get("failed", 0)
+        unusable = f"; {lost:,} could not be, see below" if lost else ""
+        out().print(
+            f"{found.path}: repaired; {mended.decision.kept:,} rows copied, "
+            f"{again:,} computed again{unusable}"
+        )
     elif found.ok:
         out().print(f"{found.path}: all {found.n:,} rows and all metadata are as they were written")
     else:
