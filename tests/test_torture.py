@@ -33,17 +33,17 @@ def everything(self):
 writer.pending = property(everything)
 """,
     "committed rows ": """
-import featx.extraction
-decide = featx.extraction.decide
+import featx.extraction, featx.target
+decide = featx.target.decide
 def forgetful(*args, **keywords):
     return decide(*args, **{**keywords, "complete": None, "partial": None})
-featx.extraction.decide = forgetful
+featx.target.decide = forgetful
 """,
     "has its final name and is not whole": """
-import featx.cache.writer, featx.extraction
+import featx.cache.writer, featx.target
 from featx.cache.files import Disk
 featx.cache.writer.partial_path = lambda path: path
-featx.extraction.partial_path = lambda path: path
+featx.target.partial_path = lambda path: path
 rename = Disk.rename
 Disk.rename = lambda self, source, target: source == target or rename(self, source, target)
 """,
@@ -61,7 +61,7 @@ writer.resumed, writer.resume, writer.put = False, classmethod(resumed), put_oth
 """,
     "processes of a killed run are still there": """
 import os
-import featx.extraction
+import featx.extraction, featx.target
 build = featx.extraction.build_pipeline
 def with_an_orphan(*args, **keywords):
     if not os.fork():
