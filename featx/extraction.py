@@ -156,8 +156,8 @@ def fill_cache(
         if decision.action == "reuse":
             return _reused(decision, listener)
         listener.tell(f"{decision}")
-        if not rules.mix_plans:
-            check_plan(decision, plan, adds=decision.kept < len(table))
+        if decision.kept < len(table) and not rules.mix_plans:
+            check_plan(decision, plan)
         check_source(decision, job)
         recorded = recorded_plans(decision.source)  # read before it may be replaced
         report: dict[str, Any] = {
@@ -171,7 +171,7 @@ def fill_cache(
             if writer.damaged:
                 listener.tell(f"{writer.damaged:,} of the kept rows are damaged: computed again")
                 if not rules.mix_plans:
-                    check_plan(decision, plan, adds=True)
+                    check_plan(decision, plan)
                 report["plans"] = plans_by_row(recorded, decision.source_rows, plan, pending)
             writer.write_run(report)
             listener.start(len(pending))

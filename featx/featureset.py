@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, overload
 
 import numpy as np
 
-from featx.cache import SPLIT_NAMES, CacheFile, Status, open_cache, verify
+from featx.cache import SPLIT_NAMES, CacheFile, Status, check, open_cache
 from featx.errors import CacheError, InputError
 from featx.images import display_names
 from featx.splits import make_split
@@ -267,14 +267,15 @@ def load_intact(path: str | os.PathLike[str]) -> FeatureSet:
     CacheError
         As `load`, and where a row or anything else is not as it was written.
     """
-    found = verify(path)
+    file = open_cache(path)
+    found = check(file)
     if not found.ok:
         rows = f"{len(found.bad_rows):,} of its rows" if found.bad_rows else ""
         what = " and ".join(filter(None, (rows, ", ".join(found.bad_columns))))
         raise CacheError(
             f"{path} is damaged ({what}); mend it with `featx verify --repair {os.fspath(path)}`"
         )
-    return load(path)
+    return feature_set(file)
 
 
 def feature_set(file: CacheFile) -> FeatureSet:

@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Final, Self
 
 from featx.child import Child, DefectError, DiedError, HungError, NotStartedError
+from featx.decoding import UNREADABLE
 from featx.errors import FeatxError, ImageError
 from featx.loading import Loader, Picture
 
 CRASHED: Final = 5  # the cache's status for a decoder that crashed or hung
-UNREADABLE: Final = 2  # for a file that could not be read, to be tried again at the next run
 _CLOSE_S: Final = 5.0
 
 

@@ -75,21 +75,20 @@ def differing_bits(
     )
 
 
-def check_plan(decision: Decision, plan: Mapping[str, Any], *, adds: bool) -> None:
+def check_plan(decision: Decision, plan: Mapping[str, Any]) -> None:
     """Refuse to add rows under another plan than the cache's: their bits might differ.
 
     Parameters
     ----------
     decision : what was decided.
     plan : of this run.
-    adds : whether this run computes any row.
 
     Raises
     ------
     CacheError
         The plans differ in what can change a bit; the fields are named.
     """
-    if decision.source is None or not decision.kept or not adds:
+    if decision.source is None or not decision.kept:
         return
     differing = differing_bits(plan, decision.source.plan)
     if differing:

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from featx.cache import CacheFile, Decision, Verification, open_cache, seal_of, verify
+from featx.cache import CacheFile, Decision, Verification, check, open_cache, seal_of
 from featx.errors import CacheError
 from featx.extraction import Extraction, Listener, fill_cache
 from featx.featureset import feature_set
@@ -62,8 +62,8 @@ def repair(
     InputError, WeightsError, LockedError, DiskError
         As `featx.extract`.
     """
-    found = verify(cache)
     file = open_cache(cache)
+    found = check(file)
     if found.ok:
         kept = Decision("reuse", file, np.arange(len(file)))
         return Extraction(feature_set(file), kept, file.run, 0)

@@ -1,4 +1,4 @@
-"""Caches of made-up features with classes that can be told apart, without any network."""
+"""Caches of made-up features with classes that can be told apart; options of a tiny network."""
 
 from __future__ import annotations
 
@@ -23,6 +23,15 @@ SPEC: dict[str, Any] = {
     "precision": "fp32",
 }
 PLAN = {"engine": "torch-eager", "batch_size": 4, "weights": {"name": "random", "path": ""}}
+
+# The options of an extraction that takes no time.
+TINY: dict[str, Any] = {
+    "backbone": "squeezenet1_1",
+    "weights": "random",
+    "device": "cpu",
+    "batch_size": 4,
+    "transform": {"resize": 64, "crop": 64},
+}
 
 
 def write_cache(

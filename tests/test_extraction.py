@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from synthetic import TINY
 
 import featx
 import featx.extraction
@@ -32,13 +33,6 @@ from featx.extraction import Listener, run_extraction
 from featx.images import list_images
 from featx.specs import ExtractOptions, ExtractRules
 
-TINY: dict[str, Any] = {
-    "backbone": "squeezenet1_1",
-    "weights": "random",
-    "device": "cpu",
-    "batch_size": 4,
-    "transform": {"resize": 64, "crop": 64},
-}
 Folder = Callable[..., Path]
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
+from synthetic import TINY
 
 import featx
 from featx.cache import Status, open_cache, verify
@@ -16,13 +16,6 @@ from featx.engines.eager import EagerEngine
 from featx.errors import CacheError, InputError, StoppedError
 from featx.extraction import Listener
 
-TINY: dict[str, Any] = {
-    "backbone": "squeezenet1_1",
-    "weights": "random",
-    "device": "cpu",
-    "batch_size": 4,
-    "transform": {"resize": 64, "crop": 64},
-}
 Folder = Callable[..., Path]
 
 

@@ -122,27 +122,23 @@ def decide(
     nothing = np.full(len(rows), -1, np.int64)
     if partial is None and complete is None:
         return Decision("create", None, nothing, new=len(rows))
-    if (
-        complete is not None
-        and trust.damaged is None
-        and _fits(complete, spec, root)
-        and _same_table(rows, complete)
-    ):
+    matches = []
+    if complete is not None and _fits(complete, spec, root):
         found = _match(rows, complete, hashes, trust)
-        if np.array_equal(found.rows, np.arange(len(rows))):
+        sound = trust.damaged is None and _same_table(rows, complete)
+        if sound and np.array_equal(found.rows, np.arange(len(rows))):
             return Decision("reuse", complete, found.rows)
-    candidates = [each for each in (partial, complete) if each is not None]
-    fitting = [each for each in candidates if _fits(each, spec, root)]
-    if not fitting:
-        fitting = candidates[-1:]
-        _check_spec(fitting[0], spec)
-        _check_root(fitting[0], root, prune=prune)
+        matches = [(complete, found)]
+    unseen = replace(trust, damaged=None)  # damage was found in the finished one
+    if partial is not None and _fits(partial, spec, root):
+        matches = [(partial, _match(rows, partial, hashes, unseen)), *matches]
+    if not matches:
+        only = complete if complete is not None else partial
+        assert only is not None
+        _check_spec(only, spec)
+        _check_root(only, root, prune=prune)
+        matches = [(only, _match(rows, only, hashes, trust if only is complete else unseen))]
     # of two that fit, the unfinished one, unless images that came back have their rows in the other
-    unseen = replace(trust, damaged=None)
-    matches = [
-        (each, _match(rows, each, hashes, trust if each is complete else unseen))
-        for each in fitting
-    ]
     source, found = max(matches, key=lambda match: (match[1].rows >= 0).sum())
     for each, match in matches:
         if match.lost > MAX_GONE * len(each) and not prune and each in (source, complete):

@@ -14,13 +14,13 @@ from typing import Any, ClassVar, NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils import column_or_1d
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
+from featx.devices import torch_threads
 from featx.errors import InputError
 
 FloatArray = npt.NDArray[np.float64]
@@ -210,13 +210,8 @@ def fitting_threads(work: int) -> Iterator[None]:
     if work >= _SMALL_WORK:
         yield
         return
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with threadpool_limits(limits=1):
-            yield
-    finally:
-        torch.set_num_threads(before)
+    with torch_threads(1), threadpool_limits(limits=1):
+        yield
 
 
 def require(name: str, value: Any, is_good: Callable[[Any], bool], what: str) -> None:
