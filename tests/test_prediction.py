@@ -173,7 +173,7 @@ def test_the_extractor_gives_the_caches_features_inside_a_pipeline(
     arrays = [np.asarray(image) for image in opened]
     assert np.array_equal(extractor.transform(opened), fs.X)
     assert np.array_equal(extractor.transform(np.stack(arrays)), fs.X)
-    model = make_pipeline(extractor, LogisticRegression()).fit(files, fs.y)
+    model = make_pipeline(extractor, LogisticRegression(max_iter=10_000)).fit(files, fs.y)
     assert model.score(files, fs.y) == 1.0
     assert len(extractor.get_feature_names_out()) == fs.X.shape[1] == extractor.n_features_out_
 

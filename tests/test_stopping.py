@@ -20,7 +20,8 @@ from featx.cli.stopping import stop_on_signals
 Folder = Callable[..., Path]
 # One image a batch, each announced, so that a signal can be sent while many are left.
 SLOW = """
-import sys, time
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # the tests may run in the background
 from featx.engines.eager import EagerEngine
 forward = EagerEngine.__call__
 def slow(self, pixels):
