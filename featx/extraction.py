@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +12,15 @@ import numpy as np
 
 from featx.backbones import Backbone
 from featx.cache import CacheWriter, Decision, cache_lock, split_counts
-from featx.devices import Device, default_batch_size, torch_threads
+from featx.devices import Device
+from featx.engines.base import Engine
+from featx.engines.choice import Running
 from featx.errors import DiskError
 from featx.failures import StopAtFailure, check_failures, check_settled
 from featx.featureset import FeatureSet, feature_set
 from featx.forward import StageTimes, default_workers
 from featx.images import ImageTable, list_images
-from featx.pipeline import Pipeline, build_pipeline
+from featx.pipeline import MAX_SAMPLES, Pipeline, build_pipeline
 from featx.plans import check_plan, make_plan, plans_by_row, recorded_plans
 from featx.specs import ExtractOptions, ExtractRules, make_spec
 from featx.target import Job, Look, check_source, recorded_plan, rows_of, target_of
@@ -145,7 +147,7 @@ def fill_cache(
     )
     listener.tell(
         f"{pipeline.backbone.name} ({pipeline.backbone.weights}), cut {pipeline.front.cut}, "
-        f"{pipeline.precision} on {pipeline.device}, batches of {pipeline.engine.batch_size}"
+        f"{pipeline.precision} on {pipeline.device}, {_how(pipeline.engine)}"
     )
     look = Look(job, rules, spec, plan, target, listener.tell)
     decision = look()
@@ -175,15 +177,14 @@ def fill_cache(
                 report["plans"] = plans_by_row(recorded, decision.source_rows, plan, pending)
             writer.write_run(report)
             listener.start(len(pending))
-            with torch_threads(plan["threads"]):
-                times = pipeline.run(
-                    ((int(row), table.file(int(row))) for row in pending),
-                    writer if rules.on_error == "record" else StopAtFailure(writer, table),
-                    dtype=options.dtype,
-                    workers=plan["workers"],
-                    progress=listener.advance,
-                    stop=listener.stop,
-                )
+            times = pipeline.run(
+                ((int(row), table.file(int(row))) for row in pending),
+                writer if rules.on_error == "record" else StopAtFailure(writer, table),
+                dtype=options.dtype,
+                workers=plan["workers"],
+                progress=listener.advance,
+                stop=listener.stop,
+            )
             writer.commit()
             check_settled(writer)
             check_failures(writer.file, rules.max_failed)
@@ -236,27 +237,36 @@ def _planned(
     job: Job, options: ExtractOptions, rules: ExtractRules
 ) -> tuple[Pipeline, dict[str, Any]]:
     """The pipeline and its plan; a cache that is there has its own replayed."""
-    import torch
 
-    recorded: dict[str, Any] = {}
+    def replay(backbone: Backbone, device: Device) -> Running:
+        recorded = recorded_plan(job, job.target(backbone), device)
+        return replace(recorded, threads=None) if rules.mix_plans else recorded
 
-    def batch_size(backbone: Backbone, device: Device) -> int:
-        recorded.update(recorded_plan(job, job.target(backbone), device))
-        return max(1, recorded.get("batch_size", default_batch_size(device)))
-
-    pipeline = build_pipeline(options, transform=job.transform, batch_size=batch_size)
-    if options.batch_size:
-        recorded = recorded_plan(job, job.target(pipeline.backbone), pipeline.device)
-    threads = None if rules.mix_plans else recorded.get("threads")
+    table = job.table
+    rows = np.linspace(0, len(table) - 1, min(len(table), MAX_SAMPLES)).astype(int)
+    pipeline = build_pipeline(
+        options,
+        transform=job.transform,
+        replay=replay,
+        samples=[table.file(row) for row in rows.tolist()],
+    )
     plan = make_plan(
         pipeline.engine,
         pipeline.backbone,
         pipeline.device,
         workers=options.workers or default_workers(),
-        threads=max(1, threads or torch.get_num_threads()),
+        threads=pipeline.threads,
         seed=options.seed,
     )
     return pipeline, plan
+
+
+def _how(engine: Engine) -> str:
+    """An engine and its batches, as people read it."""
+    side_by_side = f", {engine.concurrency} at a time" if engine.concurrency > 1 else ""
+    if engine.batch_size == 1:
+        return f"{engine.name}, single images{side_by_side}"
+    return f"{engine.name}, batches of {engine.batch_size}{side_by_side}"
 
 
 def _writer(

@@ -29,7 +29,7 @@ class FeatureExtractor(TransformerMixin, BaseEstimator):
 
     Parameters
     ----------
-    backbone, weights, cut, pool, decode, device, precision, batch_size, workers, seed
+    backbone, weights, cut, pool, decode, engine, device, precision, batch_size, workers, seed
         As the fields of `featx.specs.ExtractOptions`.
     preprocessing : fields of the weights' preprocessing to override: resize, crop, mean, std,
         interpolation.
@@ -57,6 +57,7 @@ class FeatureExtractor(TransformerMixin, BaseEstimator):
         cut: str = "penultimate",
         pool: str = "auto",
         decode: str = "fast",
+        engine: str = "auto",
         device: str = "auto",
         precision: str | None = None,
         batch_size: int | None = None,
@@ -69,6 +70,7 @@ class FeatureExtractor(TransformerMixin, BaseEstimator):
         self.cut = cut
         self.pool = pool
         self.decode = decode
+        self.engine = engine
         self.device = device
         self.precision = precision
         self.batch_size = batch_size
@@ -136,6 +138,7 @@ class FeatureExtractor(TransformerMixin, BaseEstimator):
                     cut=self.cut,
                     pool=self.pool,
                     decode=self.decode,
+                    engine=self.engine,
                     device=self.device,
                     precision=self.precision,
                     batch_size=self.batch_size,

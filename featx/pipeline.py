@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import contextlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -12,9 +13,10 @@ import numpy as np
 from featx.backbones import Backbone, load_backbone
 from featx.cut import Front, build_front
 from featx.decoding import DecodeOptions
-from featx.devices import Device, Precision, check_precision, default_batch_size, resolve_device
-from featx.engines.eager import EagerEngine
-from featx.errors import HeadError, InputError, WeightsError
+from featx.devices import Device, Precision, check_precision, resolve_device, torch_threads
+from featx.engines.base import Engine, Work
+from featx.engines.choice import Running, check_engine, make_engine
+from featx.errors import HeadError, ImageError, InputError, WeightsError
 from featx.forward import Sink, StageTimes, run
 from featx.isolation import IsolatedLoader
 from featx.loading import Loader
@@ -35,6 +37,9 @@ _RECORD: Final = {
     "transform": dict,
 }
 
+MAX_SAMPLES: Final = 16  # files that are tried to find photographs to compare engines on
+_N_CHECKED: Final = 4  # photographs that suffice
+
 
 @dataclass(frozen=True)
 class Pipeline:
@@ -47,21 +52,23 @@ class Pipeline:
     engine : executes `front` on batches of one shape.
     loader : one file to pixels of the network's size.
     device, precision : where and in which arithmetic.
+    threads : of the CPU that the engine computes with.
     """
 
     backbone: Backbone
     front: Front
-    engine: EagerEngine
+    engine: Engine
     loader: Loader
     device: Device
     precision: Precision
+    threads: int
 
     def run(self, files: Iterable[tuple[int, Path]], sink: Sink, **keywords: Any) -> StageTimes:
         """Send pairs of row number and file into `sink`; keywords as in `featx.forward.run`.
 
         Files are decoded in processes of their own: one that crashes or hangs its decoder fails.
         """
-        with IsolatedLoader(self.loader) as load:
+        with torch_threads(self.threads), IsolatedLoader(self.loader) as load:
             return run(files, load, engine=self.engine, sink=sink, **keywords)
 
 
@@ -69,7 +76,9 @@ def build_pipeline(
     options: ExtractOptions,
     *,
     transform: Transform | None = None,
-    batch_size: Callable[[Backbone, Device], int] | None = None,
+    replay: Callable[[Backbone, Device], Running] | None = None,
+    samples: Sequence[Path] = (),
+    n_images: int | None = None,
 ) -> Pipeline:
     """The pipeline that `options` ask for.
 
@@ -77,7 +86,9 @@ def build_pipeline(
     ----------
     options : what is asked.
     transform : replaces the preprocessing that comes with the weights.
-    batch_size : chooses where `options` leave it open; the device's default without it.
+    replay : what an earlier run chose where `options` leave it open; else fixed rules do.
+    samples : image files that an engine other than PyTorch's own is checked on before it is used.
+    n_images : that there are, where it is known: no batch need be larger.
 
     Raises
     ------
@@ -85,6 +96,7 @@ def build_pipeline(
         An unknown name, an impossible cut, an absent device, or weights that cannot be had.
     """
     device = resolve_device(options.device)
+    check_engine(options.engine, device)
     precision = check_precision(device, options.precision)
     backbone = load_backbone(
         options.backbone,
@@ -96,18 +108,66 @@ def build_pipeline(
         backbone = replace(backbone, transform=transform)
     front = build_front(backbone.network, cut=options.cut, pool=options.pool)
     _check_trained(backbone, front)
-    choose = batch_size or (lambda _backbone, device: default_batch_size(device))
-    engine = EagerEngine(
-        front,
-        normalise=backbone.transform.normalise,
-        device=device,
-        precision=precision,
-        batch_size=options.batch_size or choose(backbone, device),
-        input_size=(backbone.transform.crop, backbone.transform.crop),
-    )
     decode = DecodeOptions(exif=options.exif, max_pixels=options.max_pixels)
     loader = Loader(backbone.transform, decode, mode=options.decode)  # type: ignore[arg-type]
-    return Pipeline(backbone, front, engine, loader, device, precision)
+    replayed = replay(backbone, device) if replay else Running(n_images=n_images)
+    running = _running(options, replayed)
+    assert running.threads is not None
+    work = Work(
+        front,
+        backbone.transform.normalise,
+        device,
+        precision,
+        (backbone.transform.crop, backbone.transform.crop),
+        _identity(backbone, front),
+    )
+    with torch_threads(running.threads):
+        engine = make_engine(work, running, lambda: _pictures(samples, loader))
+    return Pipeline(backbone, front, engine, loader, device, precision, running.threads)
+
+
+def _running(options: ExtractOptions, replayed: Running) -> Running:
+    """What is asked, and what an earlier run chose where nothing is."""
+    import torch
+
+    insists = options.engine != "auto"
+    engine = options.engine if insists else replayed.engine
+    same = engine == replayed.engine  # batches are as large as suits an engine
+    return Running(
+        engine=engine,
+        batch_size=options.batch_size or (replayed.batch_size if same else None),
+        threads=replayed.threads or torch.get_num_threads(),
+        insists=insists,
+        n_images=replayed.n_images,
+    )
+
+
+def _identity(backbone: Backbone, front: Front) -> dict[str, Any]:
+    """All that the features of a picture depend on."""
+    return {
+        "backbone": backbone.name,
+        "weights_sha256": backbone.weights_sha256,
+        "cut": front.cut,
+        "pool": front.pool,
+        "mean": list(backbone.transform.mean),
+        "std": list(backbone.transform.std),
+    }
+
+
+def _pictures(samples: Sequence[Path], loader: Loader) -> np.ndarray:
+    """(m, h, w, 3) uint8: the first of `samples` that can be used, and one of noise.
+
+    They are decoded in another process: the first image of a folder may be one that crashes it.
+    """
+    found = []
+    with IsolatedLoader(loader) as load:
+        for path in samples:
+            with contextlib.suppress(ImageError):
+                found.append(load(path).pixels)
+            if len(found) == _N_CHECKED:
+                break
+    noise = np.random.default_rng(0).integers(0, 256, loader.shape, dtype=np.uint8)
+    return np.stack([*found, noise])
 
 
 def _check_trained(backbone: Backbone, front: Front) -> None:
@@ -131,12 +191,12 @@ def pipeline_of_spec(
     device: str = "auto",
     precision: str | None = None,
     batch_size: int | None = None,
-    n_images: int | None = None,
+    files: Sequence[Path] = (),
 ) -> Pipeline:
     """The pipeline that made a cache, from its recorded spec.
 
     Weights are looked for at `weights`, else where they lay then, else by their published name.
-    Batches are no larger than `n_images`, where that is given.
+    `files` are those it is for.
 
     Raises
     ------
@@ -154,7 +214,8 @@ def pipeline_of_spec(
     pipeline = build_pipeline(
         options,
         transform=Transform.from_dict(spec["transform"]),
-        batch_size=lambda _backbone, device: min(default_batch_size(device), n_images or 1 << 30),
+        samples=files[:MAX_SAMPLES],
+        n_images=len(files) or None,
     )
     found = pipeline.backbone.weights_sha256
     if found != spec["weights_sha256"]:

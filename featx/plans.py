@@ -13,6 +13,7 @@ from featx.backbones import Backbone
 from featx.cache import CacheFile, Decision, canonical_json, differing_fields
 from featx.devices import Device
 from featx.engines.base import Engine
+from featx.engines.choice import ENGINES, OPENVINO, Running
 from featx.errors import CacheError
 
 # What two plans must share before their rows may stand in one cache unasked: all that can change
@@ -48,14 +49,25 @@ def make_plan(
             "torchvision": torchvision.__version__,
             "pillow": PIL.__version__,
             "numpy": np.__version__,
-            **_versions_of_extras(backbone.name),
+            **_versions_of_extras(backbone.name, engine.name),
         },
     }
 
 
-def _versions_of_extras(backbone: str) -> dict[str, str]:
+def replayed(plan: Mapping[str, Any]) -> Running:
+    """What a plan says of how to run, as far as it makes sense here: it is read from a file."""
+    engine = plan.get("engine")
+    batch_size, threads = (
+        value if type(value := plan.get(name)) is int and value > 0 else None
+        for name in ("batch_size", "threads")
+    )
+    return Running(engine if engine in ENGINES else None, batch_size, threads)
+
+
+def _versions_of_extras(backbone: str, engine: str) -> dict[str, str]:
     """Versions of the optional packages that can change a feature, where they are installed."""
-    names = ["simplejpeg", "pillow-heif", *(["timm"] if backbone.startswith("timm:") else [])]
+    names = ["simplejpeg", "pillow-heif"]
+    names += ["timm"] * backbone.startswith("timm:") + ["openvino"] * (engine == OPENVINO)
     found = {}
     for name in names:
         try:

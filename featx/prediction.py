@@ -130,7 +130,7 @@ def predict(
         device=device,
         precision=precision,
         batch_size=batch_size,
-        n_images=len(files),
+        files=files,
     )
     sink = _HeadSink(file, len(files))
     if start:

@@ -34,6 +34,7 @@ class ExtractOptions:
     decode : ``fast`` or ``exact``.
     exif : apply the EXIF orientation.
     max_pixels : larger images are refused from their header.
+    engine : what executes the network: ``auto``, or one of `featx.engines.choice.ENGINES`.
     device, precision, batch_size, workers : how to run; ``None`` for the fixed rule's choice.
     dtype : what features are stored as, ``float32`` or ``float16``.
     transform : fields of the preprocessing to override: resize, crop, mean, std, interpolation.
@@ -48,6 +49,7 @@ class ExtractOptions:
     decode: str = "fast"
     exif: bool = True
     max_pixels: int = 100_000_000
+    engine: str = "auto"
     device: str = "auto"
     precision: str | None = None
     batch_size: int | None = None

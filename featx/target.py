@@ -20,10 +20,11 @@ from featx.cache import (
     partial_path,
 )
 from featx.devices import Device
+from featx.engines.choice import Running
 from featx.errors import CacheError, InputError
 from featx.image_hashes import ImageHashes
 from featx.images import ImageTable
-from featx.plans import differing_bits
+from featx.plans import differing_bits, replayed
 from featx.specs import ExtractOptions, ExtractRules, default_name
 from featx.transforms import Transform
 
@@ -84,8 +85,8 @@ def rows_of(table: ImageTable) -> Rows:
     )
 
 
-def recorded_plan(job: Job, target: Path, device: Device) -> dict[str, int]:
-    """Batch size and threads of the cache that is there, so that a resume replays them."""
+def recorded_plan(job: Job, target: Path, device: Device) -> Running:
+    """Engine, batch size and threads of the cache that is there, so that a resume replays them."""
     starts_over = job.purpose == "fresh"
     for path in (partial_path(target),) if starts_over else (partial_path(target), target):
         if path.exists():
@@ -95,9 +96,8 @@ def recorded_plan(job: Job, target: Path, device: Device) -> dict[str, int]:
                 continue
             ours = not starts_over or purpose_of(file) == job.purpose
             if ours and file.plan.get("device") == device.kind:
-                names = ("batch_size", "threads")
-                return {n: file.plan[n] for n in names if isinstance(file.plan.get(n), int)}
-    return {}
+                return replayed(file.plan)
+    return Running()
 
 
 class Look:

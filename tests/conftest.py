@@ -22,8 +22,10 @@ COLOURS = {"red": (200, 40, 40), "green": (40, 180, 60), "blue": (50, 60, 210)}
 
 @pytest.fixture(autouse=True)
 def _no_network(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
-    """No test downloads anything or finds weights that happen to lie on this machine."""
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path_factory.getbasetemp() / "torch-home"))
+    """No test downloads anything, or finds what happens to lie on this machine."""
+    home = tmp_path_factory.getbasetemp()
+    monkeypatch.setenv("TORCH_HOME", str(home / "torch-home"))
+    monkeypatch.setenv("FEATX_ENGINE_FOLDER", str(home / "engines"))
 
 
 @pytest.fixture(scope="session")

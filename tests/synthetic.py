@@ -28,6 +28,7 @@ PLAN = {"engine": "torch-eager", "batch_size": 4, "weights": {"name": "random", 
 TINY: dict[str, Any] = {
     "backbone": "squeezenet1_1",
     "weights": "random",
+    "engine": "torch-eager",
     "device": "cpu",
     "batch_size": 4,
     "transform": {"resize": 64, "crop": 64},

@@ -18,6 +18,7 @@ from PIL import Image
 from featx.backbones import list_backbones
 from featx.cache import CacheWriter
 from featx.devices import torch_threads
+from featx.engines import openvino
 from featx.extraction import run_extraction
 from featx.pipeline import Pipeline, build_pipeline
 from featx.specs import ExtractOptions
@@ -64,6 +65,7 @@ def options_for(backbone: str, **changes: Any) -> ExtractOptions:
     asked: dict[str, Any] = {
         "backbone": backbone,
         "weights": "random",
+        "engine": "torch-eager",
         "device": "cpu",
         "batch_size": BATCH,
         "workers": 1,
@@ -90,9 +92,10 @@ def rows_of(pipeline: Pipeline, pixels: np.ndarray, order: list[int]) -> dict[in
     return found
 
 
-def check_neighbours(backbone: str, *threads_tried: int) -> None:
+def check_neighbours(backbone: str, *threads_tried: int, engine: str = "torch-eager") -> None:
     """A row's bits depend neither on its place in the batch nor on who sits beside it."""
-    pipeline = build_pipeline(options_for(backbone))
+    pipeline = build_pipeline(options_for(backbone, engine=engine))
+    assert pipeline.engine.name == engine
     pixels = pixels_of(pipeline)
     for threads in threads_tried:
         with torch_threads(threads):
@@ -129,6 +132,13 @@ def test_a_row_does_not_depend_on_its_neighbours_or_its_place(backbone: str) -> 
 @pytest.mark.parametrize("backbone", FAMILIES)
 def test_a_row_of_any_family_does_not_depend_on_its_neighbours(backbone: str) -> None:
     check_neighbours(backbone, 1, 2)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not openvino.is_installed(), reason="OpenVINO has no wheel here")
+@pytest.mark.parametrize("backbone", FAMILIES)
+def test_openvino_agrees_for_every_family_and_repeats_to_the_bit(backbone: str) -> None:
+    check_neighbours(backbone, 1, engine="openvino")  # insisted on, it agrees or is refused
 
 
 @pytest.mark.slow

@@ -561,11 +561,12 @@ def test_asked_to_stop_it_finishes_the_batch_in_hand_and_says_how_to_go_on(
     root = colour_folder()
     settled: list[int] = []
     listener = Listener(advance=settled.append, stop=lambda: sum(settled) >= 8)
-    with pytest.raises(StoppedError, match=r"8 of 18 images are done and kept in .*\.partial; run"):
+    # two batches of four, and one that was under way
+    with pytest.raises(StoppedError, match=r"12 of 18 images are done and kept in .*\.partial; r"):
         extract(root, tmp_path, listener=listener)
     done = extract(root, tmp_path)
-    assert (done.decision.action, done.decision.kept) == ("resume", 8)
-    assert str(done.decision) == "18 images: 8 kept, 10 still to do, 0 new"
+    assert (done.decision.action, done.decision.kept) == ("resume", 12)
+    assert str(done.decision) == "18 images: 12 kept, 6 still to do, 0 new"
 
 
 def test_a_stop_that_comes_with_the_last_batch_changes_nothing(
@@ -641,14 +642,14 @@ def test_a_start_from_nothing_that_was_stopped_goes_on_with_the_same_command(
 ) -> None:
     root, out = colour_folder(), tmp_path / "a.h5"
     extract(root, tmp_path, out=out)
-    for done in (4, 8):
+    for done in (8, 16):  # a batch of four, and one that was under way
         with pytest.raises(StoppedError, match=f"{done} of 18"):
             extract(root, tmp_path, out=out, fresh=True, listener=stop_after(1))
     told: list[str] = []
     assert extract(root, tmp_path, out=out, listener=Listener(tell=told.append)).forward_passes == 0
     assert any("what an unfinished `featx extract --fresh` has done" in line for line in told)
     last = extract(root, tmp_path, out=out, fresh=True)
-    assert (last.decision.action, last.forward_passes) == ("resume", 3)
+    assert (last.decision.action, last.forward_passes) == ("resume", 1)
     again = extract(root, tmp_path, out=out, fresh=True)  # that one is finished: from nothing
     assert (again.decision.action, again.forward_passes) == ("create", 5)
 

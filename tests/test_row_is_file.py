@@ -69,6 +69,7 @@ class ColourEngine:
     """Features are the mean colour; notes the number of every picture, and stops when told."""
 
     name = "colour"
+    concurrency = 1
     feature_shape = (3,)
 
     def __init__(self, batch_size: int, stop_after: int | None) -> None:
@@ -94,6 +95,7 @@ class ColourPipeline:
     loader: Loader
     device: Device
     precision: str = "fp32"
+    threads: int = 1
 
     def run(self, files: Any, sink: Any, **keywords: Any) -> StageTimes:
         return run(files, self.loader, engine=self.engine, sink=sink, **keywords)

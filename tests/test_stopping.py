@@ -82,6 +82,7 @@ def test_a_stopped_command_keeps_what_is_done_and_goes_on(
     root, out = colour_folder(per_class=20), tmp_path / "birds.h5"
     command = [
         sys.executable, "-c", SLOW, "extract", str(root), "--out", str(out), "--batch-size", "1",
+        "--engine", "torch-eager",
         "--backbone", "squeezenet1_1", "--weights", "random", "--resize", "64", "--crop", "64",
     ]  # fmt: skip
     with subprocess.Popen(
@@ -104,6 +105,7 @@ def test_a_stopped_command_keeps_what_is_done_and_goes_on(
         out=out,
         backbone="squeezenet1_1",
         weights="random",
+        engine="torch-eager",
         batch_size=1,
         transform={"resize": 64, "crop": 64},
     )

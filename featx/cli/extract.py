@@ -11,6 +11,7 @@ from featx.cli.options import (
     BatchSize,
     CacheDir,
     Device,
+    Engine,
     Json,
     MixPlans,
     Precision,
@@ -61,6 +62,7 @@ def extract(
         Path | None, typer.Option("--out", help="The cache file, instead of the default name.")
     ] = None,
     cache_dir: CacheDir = Path("cache"),
+    engine: Engine = "auto",
     device: Device = "auto",
     precision: Precision = None,
     batch_size: BatchSize = None,
@@ -139,6 +141,7 @@ def extract(
         decode=decode,
         exif=exif,
         max_pixels=max_pixels,
+        engine=engine,
         device=device,
         precision=precision,
         batch_size=batch_size,

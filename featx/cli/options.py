@@ -15,9 +15,20 @@ Device = Annotated[
         help="auto (CUDA, then MPS, then the CPU), cpu, cuda, cuda:N or mps.", show_default=True
     ),
 ]
+Engine = Annotated[
+    str,
+    typer.Option(
+        help="What runs the network: auto (openvino for fp32 on the CPU, else torch-eager), "
+        "torch-eager, torch-compiled, torch-cudagraph or openvino."
+    ),
+]
 BatchSize = Annotated[
     int | None,
-    typer.Option(min=1, help="Images per forward pass; 16 on the CPU, 32 on MPS, 128 on CUDA."),
+    typer.Option(
+        min=1,
+        help="Images per forward pass; of PyTorch 16 on the CPU, 32 on MPS, 128 on CUDA; of "
+        "OpenVINO one on every core.",
+    ),
 ]
 Workers = Annotated[
     int | None, typer.Option(min=1, help="Decoding processes; one per core, at most 16.")

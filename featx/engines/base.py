@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
+
+from featx.devices import Device, Precision
+
+if TYPE_CHECKING:
+    import torch
 
 
 class Engine(Protocol):
@@ -17,11 +24,13 @@ class Engine(Protocol):
     ----------
     name : as recorded in the plan, ``torch-eager``.
     batch_size : images per call.
+    concurrency : calls that may run at the same time, from as many threads, and gain by it.
     feature_shape : shape of one image's features.
     """
 
     name: str
     batch_size: int
+    concurrency: int
     feature_shape: tuple[int, ...]
 
     def __call__(self, pixels: np.ndarray) -> np.ndarray:
@@ -36,3 +45,29 @@ class Engine(Protocol):
         (batch_size, d...) float32.
         """
         ...
+
+
+@dataclass(frozen=True, eq=False)
+class Work:
+    """What an engine is to execute, and where.
+
+    Attributes
+    ----------
+    front : frozen network in eval mode, normalised pixels (n, 3, h, w) to features (n, d...).
+    normalise : uint8 (n, 3, h, w) to the float32 input of `front`, on the same device.
+    device, precision : where, and in which arithmetic.
+    input_size : (h, w) of the pixels, one of them.
+    identity : JSON of everything that decides what the features are: weights' SHA-256, cut, …;
+        what was prepared for the same identity may be used again.
+    """
+
+    front: torch.nn.Module
+    normalise: Callable[[torch.Tensor], torch.Tensor]
+    device: Device
+    precision: Precision
+    input_size: tuple[int, int]
+    identity: Mapping[str, Any]
+
+
+class CannotRunError(Exception):
+    """An engine cannot do this work on this machine; the message says why."""

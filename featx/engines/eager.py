@@ -2,54 +2,57 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import queue
+import threading
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any, Final
 
 import numpy as np
 import torch
 
-from featx.devices import Device, Precision
+from featx.engines.base import Work
 
 _AUTOCAST: Final = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class EagerEngine:
-    """Runs `front` eagerly on one device, in channels-last layout, which convolutions prefer.
+    """Runs a network eagerly on one device, in channels-last layout, which convolutions prefer.
+
+    On CUDA two calls may be under way at once, each on a stream of its own, so that the pixels of
+    one batch travel while the other is computed.
 
     Parameters
     ----------
-    front : frozen network in eval mode, normalised pixels (n, 3, h, w) to features (n, d...).
-    normalise : uint8 (n, 3, h, w) to the float32 input of `front`, on the same device.
-    device, precision : where and in which arithmetic. ``fp32`` is IEEE single precision on every
-        device: TF32, which cuDNN would use for convolutions unasked, is switched off meanwhile.
+    work : what it is to do. ``fp32`` is IEEE single precision on every device: TF32, which cuDNN
+        would use for convolutions unasked, is switched off meanwhile.
     batch_size : images per call.
-    input_size : (h, w) of the pixels.
     """
 
     name = "torch-eager"
 
-    def __init__(
-        self,
-        front: torch.nn.Module,
-        *,
-        normalise: Callable[[torch.Tensor], torch.Tensor],
-        device: Device,
-        precision: Precision = "fp32",
-        batch_size: int = 16,
-        input_size: tuple[int, int] = (224, 224),
-    ) -> None:
-        self.device = torch.device(device.name)
-        self.precision = precision
+    def __init__(self, work: Work, *, batch_size: int = 16) -> None:
+        self.device = torch.device(work.device.name)
+        self.precision = work.precision
         self.batch_size = batch_size
-        self._normalise = normalise
-        self._front = front.eval().to(self.device).to(memory_format=torch.channels_last)
-        blank = np.zeros((1, *input_size, 3), np.uint8)
+        self.concurrency = 2 if self.device.type == "cuda" else 1
+        self._normalise = work.normalise
+        self._front = work.front.eval().to(self.device).to(memory_format=torch.channels_last)
+        self._streams: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        for _ in range(self.concurrency):
+            is_cuda = self.device.type == "cuda"
+            self._streams.put(torch.cuda.Stream(self.device) if is_cuda else None)
+        blank = np.zeros((1, *work.input_size, 3), np.uint8)
         self.feature_shape: tuple[int, ...] = tuple(self._features(blank).shape[1:])
 
     def __call__(self, pixels: np.ndarray) -> np.ndarray:
         assert len(pixels) == self.batch_size, f"{len(pixels)} images, not {self.batch_size}"
-        return self._features(pixels).cpu().numpy()
+        stream = self._streams.get()
+        try:
+            with torch.cuda.stream(stream) if stream is not None else nullcontext():
+                return self._features(pixels).cpu().numpy()
+        finally:
+            self._streams.put(stream)
 
     def _features(self, pixels: np.ndarray) -> torch.Tensor:
         batch = torch.from_numpy(pixels)
@@ -57,33 +60,67 @@ class EagerEngine:
             batch = batch.pin_memory()
         # (n, h, w, 3) seen as (n, 3, h, w) is channels-last already: no copy
         batch = batch.to(self.device, non_blocking=True).permute(0, 3, 1, 2)
-        autocast: Any = nullcontext()
-        if self.precision in _AUTOCAST:
-            autocast = torch.autocast(self.device.type, dtype=_AUTOCAST[self.precision])
-        with torch.inference_mode(), _fp32_arithmetic(self.precision), autocast:
-            return self._front(self._normalise(batch)).float()
+        with torch.inference_mode(), arithmetic(self.device, self.precision):
+            return self._forward(self._normalise(batch)).float()
+
+    def _forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Normalised images (n, 3, h, w) to features, in whatever type the precision gives."""
+        features: torch.Tensor = self._front(images)
+        return features
 
 
 @contextmanager
-def _fp32_arithmetic(precision: str) -> Iterator[None]:
-    """Switch CUDA's TF32 on or off, and cuDNN to its deterministic algorithms, for one block."""
+def arithmetic(device: torch.device, precision: str) -> Iterator[None]:
+    """Compute in `precision`, with deterministic algorithms, inside the block."""
+    autocast: Any = nullcontext()
+    if precision in _AUTOCAST:
+        autocast = torch.autocast(device.type, dtype=_AUTOCAST[precision])
+    with _cuda_settings(precision), autocast:
+        yield
+
+
+_lock = threading.Lock()
+_held: list[tuple[Any, ...]] = []  # PyTorch's own settings, while ours are in force
+_n_users = 0
+
+
+@contextmanager
+def _cuda_settings(precision: str) -> Iterator[None]:
+    """Switch CUDA's TF32 on or off, and cuDNN to its deterministic algorithms, for one block.
+
+    They are settings of the process. Threads that overlap, all of one precision, share one
+    change, and the last one out puts back what was there.
+    """
+    global _n_users
     if not torch.cuda.is_available():
         yield
         return
-    wanted = "tf32" if precision == "tf32" else "ieee"
-    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
-    before = (
-        matmul.fp32_precision,
-        cudnn.conv.fp32_precision,  # type: ignore[attr-defined]
-        cudnn.deterministic,
-        cudnn.benchmark,
-    )
+    matmul: Any = torch.backends.cuda.matmul
+    cudnn: Any = torch.backends.cudnn
+    with _lock:
+        if not _n_users:
+            _held.append(
+                (
+                    matmul.fp32_precision,
+                    cudnn.conv.fp32_precision,
+                    cudnn.deterministic,
+                    cudnn.benchmark,
+                )
+            )
+            wanted = "tf32" if precision == "tf32" else "ieee"
+            matmul.fp32_precision = wanted
+            cudnn.conv.fp32_precision = wanted
+            cudnn.deterministic, cudnn.benchmark = True, False
+        _n_users += 1
     try:
-        matmul.fp32_precision = wanted
-        cudnn.conv.fp32_precision = wanted  # type: ignore[attr-defined]
-        cudnn.deterministic, cudnn.benchmark = True, False
         yield
     finally:
-        matmul.fp32_precision = before[0]
-        cudnn.conv.fp32_precision = before[1]  # type: ignore[attr-defined]
-        cudnn.deterministic, cudnn.benchmark = before[2], before[3]
+        with _lock:
+            _n_users -= 1
+            if not _n_users:
+                (
+                    matmul.fp32_precision,
+                    cudnn.conv.fp32_precision,
+                    cudnn.deterministic,
+                    cudnn.benchmark,
+                ) = _held.pop()
