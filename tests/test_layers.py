@@ -30,6 +30,7 @@ SHELVES: tuple[frozenset[str], ...] = tuple(
                 "image_modes",
                 "image_sources",
                 "interrupts",
+                "resampling",
             },
             {"images", "decoding", "transforms", "cache", "weights", "tracing", "pooling", "keys"},
             {"axes", "architectures", "timm_backbones", "engines", "drawing", "loading"},

@@ -155,15 +155,36 @@ def test_fast_is_within_one_of_exact_at_any_size(h: int, w: int, resize: int, se
         assert difference(transform, pixels) <= 1, interpolation
 
 
-def test_fast_goes_another_way_than_exact(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("interpolation", "h", "w", "way"),
+    [
+        ("bilinear", 300, 400, "_crop_by_products"),
+        ("bilinear", 1100, 1100, "_crop_in_passes"),  # more than four times too large
+        ("bicubic", 300, 400, "_crop_in_passes"),
+        ("bilinear", 600, 200, None),  # tall
+    ],
+)
+def test_fast_goes_another_way_than_exact(
+    interpolation: str, h: int, w: int, way: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     calls = []
-    real = transforms._crop_in_passes
-    monkeypatch.setattr(transforms, "_crop_in_passes", lambda *a: calls.append(a[1:]) or real(*a))
-    pixels = pictures(300, 400)["photo"]
-    IMAGENET.resize_crop(pixels, mode="exact")
+    for name in ("_crop_by_products", "_crop_in_passes"):
+        real = getattr(transforms, name)
+        monkeypatch.setattr(
+            transforms, name, lambda *a, name=name, real=real: calls.append(name) or real(*a)
+        )
+    pixels = pictures(h, w)["photo"]
+    transform = IMAGENET.replace(interpolation=interpolation)
+    expected = transform.resize_crop(pixels, mode="exact")
     assert calls == []
-    IMAGENET.resize_crop(pixels, mode="fast")
-    assert calls == [(256, 341, 224, Image.Resampling.BILINEAR)]
+    assert np.array_equal(transform.resize_crop(pixels, mode="fast"), expected)
+    assert calls == ([way] if way else [])
+
+
+def test_fast_uses_pillow_where_pillow_resizes_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transforms, "matches_pillow", lambda: False)
+    monkeypatch.setattr(transforms, "resized_window", None)
+    assert difference(IMAGENET, pictures(300, 400)["noise"]) <= 1
 
 
 @pytest.mark.real_data
