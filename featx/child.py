@@ -35,6 +35,9 @@ from featx.worker import (
     REFUSED,
 )
 
+if sys.platform == "linux":
+    import fcntl
+
 # `featx` is taken from where it lies here, all else from the same places in the same order as
 # here; but never from the current folder ('' in sys.path), where anybody's numpy.py may lie.
 _BOOT: Final = """
@@ -103,6 +106,7 @@ class Child:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._stdin, self._stdout = self._process.stdin, self._process.stdout
+        _enlarge(self._stdout.fileno(), HEADER.size + math.prod(loader.shape))
         if _HAS_POLL:
             self._poll = select.poll()
             self._poll.register(self._stdout, select.POLLIN)
@@ -270,6 +274,17 @@ class Child:
         name = signal.Signals(-code).name if -code in set(signal.Signals) else "without a name"
         why = ", perhaps for want of memory" if name == "SIGKILL" else ""
         return f"signal {-code}, {name}{why}"
+
+
+def _enlarge(pipe: int, size_bytes: int) -> None:
+    """Let a pipe take a whole picture, so that its writer need not wait for its reader.
+
+    Linux only. The system may refuse: above 1 MiB (fs.pipe-max-size), or where the user's pipes
+    hold much already. Then the writer waits.
+    """
+    if sys.platform == "linux":
+        with suppress(OSError):
+            fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, size_bytes)
 
 
 def _start() -> subprocess.Popen[bytes]:

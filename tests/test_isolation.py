@@ -26,6 +26,7 @@ from featx.errors import FeatxError, ImageError
 from featx.extractor import FeatureExtractor
 from featx.forward import run
 from featx.isolation import IsolatedLoader
+from featx.loading import Loader
 from featx.pipeline import MemorySink
 from featx.worker import HEADER, PIXELS, READ, READY, REFUSED
 
@@ -277,6 +278,27 @@ def test_a_process_imports_nothing_that_decoding_does_not_need() -> None:
     modules = set(result.stdout.split())
     assert "featx.decoding" in modules
     assert not modules & {"torch", "torchvision", "h5py", "scipy", "sklearn", "pandas"}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="pipes of other systems keep their size")
+@pytest.mark.parametrize("refused", [False, True])
+def test_a_picture_fits_into_the_pipe_or_goes_through_it_in_parts(
+    refused: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import fcntl
+
+    loader = Loader(PLAIN.replace(resize=256, crop=224))
+    if refused:
+        monkeypatch.setattr(featx.child.fcntl, "F_SETPIPE_SZ", -1)  # OSError: invalid argument
+    child = featx.child.Child(loader, timeout_s=30)
+    try:
+        child.wait_until_ready()
+        fits = fcntl.fcntl(child._stdout, fcntl.F_GETPIPE_SZ) >= HEADER.size + 224 * 224 * 3
+        assert fits is not refused
+        path = coloured(tmp_path, 7)
+        assert np.array_equal(child.load(path).pixels, loader(path).pixels)
+    finally:
+        child.end()
 
 
 def test_no_process_is_started_without_a_file(started: list[subprocess.Popen[bytes]]) -> None:
