@@ -1,0 +1,108 @@
+"""What the machine could do at best: the rate of matrix products, and of writing rows."""
+
+from __future__ import annotations
+
+import os
+import statistics
+import time
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import torch
+
+from featx.cache import CacheWriter, Rows
+
+_SIDE: Final = {"cpu": 2048, "cuda": 8192}
+_PRODUCTS: Final = 10
+_WIDTH: Final = 1024  # floats of a row, as of densenet121
+
+
+def gemm_flops_per_s(device: str, *, reduced: bool = False) -> float:
+    """Floating-point operations per second of a product of large square matrices, best of ten.
+
+    In fp32, without TF32, on all threads of PyTorch; in fp16 where `reduced`.
+    """
+    side = _SIDE[device]
+    torch.backends.cuda.matmul.fp32_precision = "ieee"
+    a, b = torch.rand(2, side, side, device=device, dtype=torch.float16 if reduced else None)
+    product = torch.mm(a, b)
+    seconds = []
+    for _ in range(_PRODUCTS):
+        _finish(device)
+        begun = time.perf_counter()
+        torch.mm(a, b, out=product)
+        _finish(device)
+        seconds.append(time.perf_counter() - begun)
+    return 2 * side**3 / min(seconds)
+
+
+def _finish(device: str) -> None:
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def writing(folder: Path, *, n: int, batch_size: int, repeats: int) -> dict[str, Any]:
+    """Compare featx's cache with numpy.save: n rows of 1,024 floats, both synced to the disk.
+
+    featx gets its rows batch by batch with each image's SHA-256, and checks and commits them as it
+    goes; numpy.save gets all at once. What both hold at the end is compared first.
+    """
+    features = np.random.default_rng(0).random((n, _WIDTH), np.float32)
+    seconds: dict[str, list[float]] = {"featx": [], "numpy.save": []}
+    cache, array = folder / "rows.h5", folder / "rows.npy"
+    for i in range(repeats):
+        seconds["featx"].append(_write_cache(cache, features, batch_size))
+        seconds["numpy.save"].append(_save(array, features))
+        if i == 0:
+            import featx
+
+            assert np.array_equal(featx.load(cache).features, features)
+            assert np.array_equal(np.load(array, mmap_mode="r"), features)
+        cache.unlink()
+        array.unlink()
+    ratios = [b / a for a, b in zip(*seconds.values(), strict=True)]
+    return {
+        "rows": n,
+        "row_bytes": features.nbytes // n,
+        "batch_size": batch_size,
+        "seconds": {name: [round(s, 4) for s in values] for name, values in seconds.items()},
+        "mb_per_s": {
+            name: round(features.nbytes / 1e6 / statistics.median(values), 1)
+            for name, values in seconds.items()
+        },
+        "featx_over_numpy": round(statistics.median(ratios), 3),
+        "featx_over_numpy_range": [round(min(ratios), 3), round(max(ratios), 3)],
+    }
+
+
+def _write_cache(path: Path, features: np.ndarray, batch_size: int) -> float:
+    n = len(features)
+    rows = Rows(
+        paths=[b"%08d.jpg" % i for i in range(n)],
+        labels=np.zeros(n, np.int64),
+        split=np.zeros(n, np.uint8),
+        groups=np.full(n, -1, np.int64),
+        size_bytes=np.ones(n, np.int64),
+        mtime_ns=np.ones(n, np.int64),
+        classes=("none",),
+    )
+    sha256 = np.random.default_rng(1).integers(0, 256, (n, 32), np.uint8)
+    begun = time.perf_counter()
+    writer = CacheWriter.create(
+        path, rows, root="/", spec={"backbone": "none"}, plan={}, feature_shape=(_WIDTH,)
+    )
+    for start in range(0, n, batch_size):
+        batch = np.arange(start, min(n, start + batch_size))
+        writer.put(batch, features[batch[0] : batch[-1] + 1], sha256[batch])
+    writer.finish(path, {})
+    return time.perf_counter() - begun
+
+
+def _save(path: Path, features: np.ndarray) -> float:
+    begun = time.perf_counter()
+    with path.open("wb") as file:
+        np.save(file, features)
+        file.flush()
+        os.fsync(file.fileno())
+    return time.perf_counter() - begun
