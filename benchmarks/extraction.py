@@ -43,6 +43,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
+import math
 import os
 import statistics
 import sys
@@ -204,7 +205,10 @@ def summary(network: str, result: Result, n: int) -> dict[str, Any]:
                 }
     return {
         "agree": result.ok,
-        "comparisons": [{**asdict(c), "ok": c.ok} for c in result.comparisons],
+        "comparisons": [
+            {**asdict(c), "largest": c.largest if math.isfinite(c.largest) else None, "ok": c.ok}
+            for c in result.comparisons
+        ],
         "left_out": result.left_out,
         "runs": rows,
         "gflop_per_image": round(flops / 1e9, 4),
