@@ -274,7 +274,7 @@ def test_memory_that_ran_out_is_no_defect(
 
     monkeypatch.setattr("featx.engines.eager.EagerEngine.__call__", forward)
     made = featx_("extract", colour_folder(), "--out", tmp_path / "a.h5", *TINY,
-                  "--weights", "random", code=1)  # fmt: skip
+                  "--engine", "torch-eager", "--weights", "random", code=1)  # fmt: skip
     assert "the memory ran out; rows that an extraction has committed" in made.stderr
     assert "defect" not in made.stderr
 

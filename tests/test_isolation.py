@@ -92,6 +92,7 @@ class ColourEngine:
 
     name = "colour"
     batch_size = 4
+    concurrency = 1
     feature_shape = (3,)
 
     def __call__(self, pixels: np.ndarray) -> np.ndarray:
