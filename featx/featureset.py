@@ -270,10 +270,9 @@ def load_intact(path: str | os.PathLike[str]) -> FeatureSet:
     file = open_cache(path)
     found = check(file)
     if not found.ok:
-        rows = f"{len(found.bad_rows):,} of its rows" if found.bad_rows else ""
-        what = " and ".join(filter(None, (rows, ", ".join(found.bad_columns))))
         raise CacheError(
-            f"{path} is damaged ({what}); mend it with `featx verify --repair {os.fspath(path)}`"
+            f"{path} is damaged ({found.damage}); mend it with "
+            f"`featx verify --repair {os.fspath(path)}`"
         )
     return feature_set(file)
 

@@ -85,7 +85,8 @@ class ExtractRules:
     prune : accept that the folder has moved or that more than a tenth of its images are gone.
     retry_failed : try images again whose content failed before; those that could not be read are
         tried on every run.
-    rehash : read every file again; equal size and time of modification prove nothing.
+    rehash : read every file again, and the cache too; equal size and time of modification prove
+        nothing.
     mix_plans : add rows even where machine, device or versions differ from those of the cache.
     max_failed : share of the images, 0 to 1, that may fail before the run counts as failed.
     on_error : ``record`` an image that cannot be used and go on, or ``stop`` at the first.

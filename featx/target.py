@@ -14,6 +14,7 @@ from featx.cache import (
     Decision,
     Rows,
     Trust,
+    check,
     decide,
     is_intact,
     open_cache,
@@ -132,12 +133,14 @@ class Look:
         Raises
         ------
         CacheError
-            What lies there does not fit, or is damaged; see `featx.cache.decide`.
+            What lies there does not fit, or is damaged; see `featx.cache.decide`. A finished cache
+            that is to be used as it is, is checked to its last byte only where nothing is trusted
+            (`rehash`).
         """
         rules, table = self._rules, self._job.table
         complete = None if rules.fresh else _existing(self._target)
         partial = self._partial(complete)
-        return decide(
+        decision = decide(
             rows_of(table),
             self._spec,
             root=os.fspath(table.root),
@@ -152,6 +155,9 @@ class Look:
                 damaged=self._job.damaged,
             ),
         )
+        if rules.rehash and decision.action == "reuse" and decision.source is not None:
+            _check_whole(decision.source)
+        return decision
 
     def _partial(self, complete: CacheFile | None) -> CacheFile | None:
         """The unfinished cache, if it is one of this command."""
@@ -204,6 +210,16 @@ def check_source(decision: Decision, job: Job) -> None:
         raise CacheError(
             f"{source.path} is damaged, so its rows cannot be taken over; mend it with "
             f"`featx verify --repair {source.path}`, or say --fresh to compute it anew"
+        )
+
+
+def _check_whole(file: CacheFile) -> None:
+    """Refuse a finished cache of which a byte is not as it was written."""
+    found = check(file)
+    if not found.ok:
+        raise CacheError(
+            f"{file.path} is damaged ({found.damage}); mend it with "
+            f"`featx verify --repair {file.path}`, or say --fresh to compute it anew"
         )
 
 

@@ -555,6 +555,24 @@ def test_an_edit_that_hides_its_time_is_found_by_rehashing(
     assert not np.array_equal(done.features.X, before)
 
 
+def test_rehashing_believes_no_byte_of_a_finished_cache_either(
+    colour_folder: Folder, tmp_path: Path
+) -> None:
+    root, out = colour_folder(), tmp_path / "a.h5"
+    extract(root, tmp_path, out=out)
+    assert extract(root, tmp_path, out=out, rehash=True).decision.action == "reuse"
+    whole, file = out.read_bytes(), open_cache(out)
+    for column, told in (("features", "1 of its rows"), ("errors", "errors")):
+        damaged = bytearray(whole)
+        damaged[file.offsets[column] + 3 * file.columns[column].row_bytes] ^= 1
+        out.write_bytes(damaged)
+        assert extract(root, tmp_path, out=out).decision.action == "reuse"  # which does not look
+        words = rf"a\.h5 is damaged \({told}\); mend it with `featx verify --repair .*a\.h5`, or"
+        with pytest.raises(CacheError, match=words):
+            extract(root, tmp_path, out=out, rehash=True)
+        assert out.read_bytes() == damaged
+
+
 def test_asked_to_stop_it_finishes_the_batch_in_hand_and_says_how_to_go_on(
     colour_folder: Folder, tmp_path: Path
 ) -> None:

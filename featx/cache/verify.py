@@ -47,6 +47,12 @@ class Verification:
         """Whether every byte is as it was written."""
         return self.digest_matches and not self.bad_rows
 
+    @property
+    def damage(self) -> str:
+        """What is damaged, in a few words; empty where nothing is."""
+        rows = f"{len(self.bad_rows):,} of its rows" if self.bad_rows else ""
+        return " and ".join(filter(None, (rows, ", ".join(self.bad_columns))))
+
 
 def verify(path: str | os.PathLike[str]) -> Verification:
     """Check every byte of the finished cache at `path` against what was written.

@@ -110,7 +110,9 @@ def extract(
     ] = False,
     rehash: Annotated[
         bool,
-        typer.Option(help="Read every file again; equal size and time prove nothing."),
+        typer.Option(
+            help="Read every file again, and the cache too; equal size and time prove nothing."
+        ),
     ] = False,
     max_failed: Annotated[
         float,
