@@ -116,7 +116,12 @@ def run_extraction(
         `listener.stop` said so; the images done so far are kept.
     """
     listener, checked = listener or Listener(), ExtractRules(**rules)
-    table = list_images(images, label_from=options.label_from, split_folders=options.split_folders)  # type: ignore[arg-type]  # checked by ExtractOptions
+    table = list_images(
+        images,
+        label_from=options.label_from,  # type: ignore[arg-type]  # checked by ExtractOptions
+        split_folders=options.split_folders,
+        prune=checked.prune,
+    )
 
     def target(backbone: Backbone) -> Path:
         return target_of(images, options, backbone, cache_dir, out)

@@ -90,6 +90,7 @@ def list_images(
     *,
     label_from: Literal["first", "leaf"] = "first",
     split_folders: bool | None = None,
+    prune: bool = False,
 ) -> ImageTable:
     """List the images of a source, with their labels and split.
 
@@ -105,6 +106,8 @@ def list_images(
     split_folders
         Whether the top folders train, val (valid, validation) and test, in any case, are the
         split. None: if there are any.
+    prune
+        Accept class folders without images: they are no classes, as if they were not there.
 
     Returns
     -------
@@ -115,8 +118,9 @@ def list_images(
     Raises
     ------
     InputError
-        No such source, no images in it, a class folder without images, train/ beside class
-        folders, and everything wrong in a list (missing files, files listed twice, unknown splits).
+        No such source, no images in it, a class folder without images (but see `prune`), train/
+        beside class folders, and everything wrong in a list (missing files, files listed twice,
+        unknown splits).
 
     Examples
     --------
@@ -142,7 +146,7 @@ def list_images(
     else:
         n_levels = _split_levels(listing, split_folders)
         names, split = _labels_of_folders(listing, label_from, n_levels)
-        notes += _folder_notes(listing, names, label_from, n_levels)
+        notes += _folder_notes(listing, names, label_from, n_levels, prune=prune)
     if listed is not None and listed.has_splits:
         split = _split_column(listed, found)
     present = {name for name in names if name is not None}
@@ -283,13 +287,13 @@ def _labels_of_folders(
 
 
 def _folder_notes(
-    listing: Listing, names: Sequence[str | None], label_from: str, n_levels: int
+    listing: Listing, names: Sequence[str | None], label_from: str, n_levels: int, *, prune: bool
 ) -> list[str]:
     """Return what the folder rule left without a label; raise for a class folder without images."""
     classes = {name for name in names if name is not None}
     if not classes:
         return [f"no class folders in {listing.root}: all {len(names):,} images are unlabelled"]
-    notes = _notes_on_empty(listing, classes, label_from, n_levels)
+    notes = _notes_on_empty(listing, classes, label_from, n_levels, prune=prune)
     below = [len(row.path.split(b"/")) - 1 for row in listing.found]
     n_stray = below.count(0)
     if n_stray:
@@ -302,9 +306,9 @@ def _folder_notes(
 
 
 def _notes_on_empty(
-    listing: Listing, classes: set[str], label_from: str, n_levels: int
+    listing: Listing, classes: set[str], label_from: str, n_levels: int, *, prune: bool
 ) -> list[str]:
-    """Name the folders without images; raise where one would be a class of its own."""
+    """Name the folders without images; unless `prune`, raise where one would be a class."""
     if listing.kind != "folder":  # a glob leaves folders out because it was told to
         return []
     used: set[bytes] = set()
@@ -324,10 +328,11 @@ def _notes_on_empty(
         for folder in empty
         if folder.count(b"/") >= n_levels and _class_name(folder.rpartition(b"/")[2]) not in classes
     ]
-    if new:
+    if new and not prune:
         raise InputError(
             f"{len(new):,} of the class folders in {listing.root} hold no images: {some(new)}; "
-            f"fill or remove them; expected {LAYOUT}"
+            "fill or remove them, or extract with --prune to go on without these classes; "
+            f"expected {LAYOUT}"
         )
     return [f"no images in {some(empty)}"] if empty else []
 

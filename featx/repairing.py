@@ -46,7 +46,8 @@ def repair(
     images : folder, list or glob to list anew; by default the one recorded in the cache.
     weights : the backbone's weights file; by default where it lay.
     device : to compute on; must be of the kind the cache was computed on.
-    prune : accept that the listed folder has moved or lost more than a tenth of its images.
+    prune : accept that the listed folder has moved, or lost more than a tenth of its images or all
+        of a class.
     mix_plans : compute rows although machine or versions differ from those of the cache.
     listener : is told what is done.
 
@@ -77,6 +78,7 @@ def repair(
             source,
             label_from=options.label_from,  # type: ignore[arg-type]  # checked by ExtractOptions
             split_folders=options.split_folders,
+            prune=prune,
         )
     rules = ExtractRules(
         prune=prune,

@@ -82,7 +82,8 @@ class ExtractRules:
     Attributes
     ----------
     fresh : start over, replacing what is there.
-    prune : accept that the folder has moved or that more than a tenth of its images are gone.
+    prune : accept that the folder has moved, or that more than a tenth of its images or all of a
+        class are gone.
     retry_failed : try images again whose content failed before; those that could not be read are
         tried on every run.
     rehash : read every file again, and the cache too; equal size and time of modification prove

@@ -448,6 +448,28 @@ def test_a_glob_and_its_folder_share_their_cache(
     assert (again.decision.action, again.features.path) == ("reuse", first.features.path)
 
 
+def test_a_class_that_lost_all_its_images_may_go_if_that_is_meant(
+    colour_folder: Folder, tmp_path: Path
+) -> None:
+    root, out = colour_folder(), tmp_path / "a.h5"
+    extract(root, tmp_path, out=out)
+    (root / "blue").rename(tmp_path / "away")
+    (root / "blue").mkdir()
+    with pytest.raises(InputError, match=r"hold no images: blue; .* with --prune"):
+        extract(root, tmp_path, out=out)
+    told: list[str] = []
+    pruned = extract(root, tmp_path, out=out, prune=True, listener=Listener(tell=told.append))
+    assert "no images in blue" in told
+    assert (pruned.decision.kept, pruned.decision.gone, pruned.forward_passes) == (12, 6, 0)
+    (root / "blue").rmdir()  # the same as if its folder had gone too
+    assert extract(root, tmp_path, out=out).decision.action == "reuse"
+    features = featx.load(out)
+    assert features.classes == ("green", "red")
+    assert [features.classes[y] for y in features.y] == [p.split("/")[0] for p in features.paths]
+    (tmp_path / "away").rename(root / "blue")  # and its images may come back
+    assert featx.extract(root, out=out, **TINY).classes == ("blue", "green", "red")
+
+
 def break_images(root: Path, count: int) -> None:
     for file in sorted(root.rglob("*.png"))[:count]:
         file.write_bytes(b"cut short")

@@ -293,8 +293,11 @@ def test_a_class_folder_without_images_is_named(tmp_path: Path) -> None:
     table = list_images(tmp_path / "split")
     assert table.notes == ("no images in test, val/wren",)
     (tmp_path / "split/val/heron").mkdir()
-    with pytest.raises(InputError, match="hold no images: val/heron;"):
+    with pytest.raises(InputError, match=r"hold no images: val/heron; .* with --prune to go on"):
         list_images(tmp_path / "split")
+    pruned = list_images(tmp_path / "split", prune=True)
+    assert pruned.classes == ("owl", "wren")
+    assert pruned.notes == ("no images in test, val/heron, val/wren",)
 
 
 def test_an_empty_leaf_folder_is_a_class_without_images(tmp_path: Path) -> None:

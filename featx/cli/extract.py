@@ -99,7 +99,10 @@ def extract(
     fresh: Annotated[bool, typer.Option(help="Start over, replacing what is there.")] = False,
     prune: Annotated[
         bool,
-        typer.Option(help="Accept that the folder has moved, or lost over a tenth of its images."),
+        typer.Option(
+            help="Accept that the folder has moved, or lost over a tenth of its images or all of "
+            "a class."
+        ),
     ] = False,
     retry_failed: Annotated[
         bool,
