@@ -66,6 +66,10 @@ class CacheError(FeatxError):
     exit_code = EXIT_UNUSABLE
 
 
+class NewerFormatError(CacheError):
+    """A cache written by a newer featx, which this one cannot read."""
+
+
 class SpecMismatchError(CacheError):
     """A cache made with another spec; `fields` are the names that differ."""
 

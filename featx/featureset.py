@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, overload
 
 import numpy as np
 
-from featx.cache import SPLIT_NAMES, CacheFile, Status, check, open_cache
+from featx.cache import SPLIT_NAMES, CacheFile, Status, check, open_cache, open_to_check
 from featx.errors import CacheError, InputError
 from featx.images import display_names
 from featx.splits import make_split
@@ -267,7 +267,7 @@ def load_intact(path: str | os.PathLike[str]) -> FeatureSet:
     CacheError
         As `load`, and where a row or anything else is not as it was written.
     """
-    file = open_cache(path)
+    file = open_to_check(path)
     found = check(file)
     if not found.ok:
         raise CacheError(

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from featx.cache import CacheFile, Decision, Verification, check, open_cache, seal_of
+from featx.cache import CacheFile, Decision, Verification, check, open_to_check, seal_of
 from featx.errors import CacheError
 from featx.extraction import Extraction, Listener, fill_cache
 from featx.featureset import feature_set
@@ -63,7 +63,7 @@ def repair(
     InputError, WeightsError, LockedError, DiskError
         As `featx.extract`.
     """
-    file = open_cache(cache)
+    file = open_to_check(cache)
     found = check(file)
     if found.ok:
         kept = Decision("reuse", file, np.arange(len(file)))

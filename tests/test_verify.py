@@ -8,14 +8,17 @@ import os
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
 from small_caches import create, features_of, finished, sha_of
 
 import featx.cache.writer as writer_module
-from featx.cache import open_cache, verify
+from featx.cache import open_cache, partial_path, verify
 from featx.cache.verify import check
 from featx.errors import CacheError, DiskError
+from featx.featureset import load_intact
+from featx.repairing import repair
 
 
 def _flip(path: Path, position: int, bit: int = 1) -> None:
@@ -75,6 +78,31 @@ def test_a_cache_without_digests_of_its_columns_is_still_verified(
     file = open_cache(path)
     _flip(path, file.offsets["labels"])
     assert set(verify(path).bad_columns) == {*file.columns, "other bytes"} - {"features"}
+
+
+def test_a_cache_whose_header_is_damaged_is_to_be_made_anew(tmp_path: Path) -> None:
+    path = finished(tmp_path / "a.h5")
+    data = path.read_bytes()
+    words = r"a\.h5 .*cannot be mended: make it anew with `featx extract … --fresh`$"
+    for wrong in (data[:8] + b"\xff" + data[9:], data[: len(data) // 2], b""):
+        path.write_bytes(wrong)
+        for opened in (verify, repair, load_intact):
+            with pytest.raises(CacheError, match=words):
+                opened(path)
+        with pytest.raises(CacheError) as plain:
+            open_cache(path)
+        assert "--fresh" not in str(plain.value)  # for those who ask whether it is a cache
+
+
+def test_what_is_not_damaged_is_not_to_be_made_anew(tmp_path: Path) -> None:
+    newer, unfinished = finished(tmp_path / "a.h5"), partial_path(tmp_path / "b.h5")
+    create(tmp_path / "b.h5").close()
+    with h5py.File(newer, "r+", libver="latest") as file:
+        file.attrs.create("format", np.bytes_(b"featx cache 2"))
+    for path in (newer, unfinished, tmp_path / "none.h5"):
+        with pytest.raises(CacheError) as told:
+            verify(path)
+        assert "--fresh" not in str(told.value)
 
 
 def test_verify_tells_damaged_paths_as_far_as_they_are_text(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from featx.cache.lock import cache_lock
 from featx.cache.reader import PARTIAL_SUFFIX, CacheFile, open_cache
 from featx.cache.seal import is_intact, seal_of
 from featx.cache.skeleton import Rows
-from featx.cache.verify import Verification, check, verify
+from featx.cache.verify import Verification, check, open_to_check, verify
 from featx.cache.writer import CacheWriter, partial_path
 
 __all__ = [
@@ -38,6 +38,7 @@ __all__ = [
     "fingerprint",
     "is_intact",
     "open_cache",
+    "open_to_check",
     "partial_path",
     "seal_of",
     "split_counts",

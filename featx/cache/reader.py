@@ -25,7 +25,7 @@ from featx.cache.layout import (
     runs,
 )
 from featx.cache.metadata import Stored, read_metadata
-from featx.errors import CacheError
+from featx.errors import CacheError, NewerFormatError
 
 PARTIAL_SUFFIX: Final = ".partial"
 _MAX_FEATURE_AXES: Final = 3  # a map; a vector has one
@@ -270,7 +270,7 @@ def _check_format(attributes: Mapping[str, str], path: Path) -> None:
     if kind != "featx cache" or not (number.isdecimal() and len(number) < 10):
         raise CacheError(f"{path} is not a featx cache (format {text[:40]!r})")
     if int(number) > FORMAT:
-        raise CacheError(
+        raise NewerFormatError(
             f"{path} has format {number}, this featx reads up to {FORMAT}; "
             "upgrade with `pip install -U featx`"
         )

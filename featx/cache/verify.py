@@ -11,8 +11,9 @@ from typing import Final
 import numpy as np
 
 from featx.cache.layout import Status, crc32_of
-from featx.cache.reader import CacheFile, open_cache
+from featx.cache.reader import PARTIAL_SUFFIX, CacheFile, open_cache
 from featx.cache.seal import damaged_columns, seal_of
+from featx.errors import CacheError, NewerFormatError
 
 _CHUNK_BYTES: Final = 16 * 2**20
 
@@ -68,7 +69,32 @@ def verify(path: str | os.PathLike[str]) -> Verification:
     DiskError
         The disk cannot read it.
     """
-    return check(open_cache(path))
+    return check(open_to_check(path))
+
+
+def open_to_check(path: str | os.PathLike[str]) -> CacheFile:
+    """`open_cache`; of a file that is too damaged to be opened the error says what is left to do.
+
+    Where its rows lie is told by HDF5's own bytes, so that without these none can be saved.
+
+    Raises
+    ------
+    CacheError
+        As `open_cache`.
+    """
+    try:
+        return open_cache(path)
+    except NewerFormatError:
+        raise
+    except CacheError as error:
+        unfinished = os.fspath(path).endswith(PARTIAL_SUFFIX)
+        unread = isinstance(error.__cause__, OSError)  # by who may not, or not now
+        if not Path(path).is_file() or unfinished or unread:
+            raise
+        raise CacheError(
+            f"{error}. A cache that cannot be opened cannot be mended: make it anew with "
+            "`featx extract … --fresh`"
+        ) from error
 
 
 def check(file: CacheFile) -> Verification:
