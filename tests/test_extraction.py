@@ -493,6 +493,22 @@ def test_more_failures_than_allowed_finish_nothing_and_lose_nothing(
     assert (done.forward_passes, len(done.features), len(done.features.failed)) == (0, 26, 4)
 
 
+def test_failures_that_were_accepted_once_are_accepted_until_something_is_to_be_computed(
+    colour_folder: Folder, tmp_path: Path
+) -> None:
+    root, out = colour_folder(per_class=10), tmp_path / "a.h5"
+    break_images(root, 6)
+    extract(root, tmp_path, out=out, max_failed=0.2)
+    assert extract(root, tmp_path, out=out).decision.action == "reuse"
+    with pytest.raises(TooManyFailedError):
+        extract(root, tmp_path, out=out, retry_failed=True)
+    assert extract(root, tmp_path, out=out).decision.action == "reuse"  # whatever that run left
+    Image.new("RGB", (50, 50), "yellow").save(root / "red" / "new.png")
+    done = extract(root, tmp_path, out=out, max_failed=0.2)
+    assert (done.decision.kept, done.forward_passes) == (30, 1)
+    assert not partial_path(out).exists()
+
+
 def test_a_tenth_of_bad_images_is_not_too_many(colour_folder: Folder, tmp_path: Path) -> None:
     root = colour_folder(per_class=10)
     break_images(root, 3)
