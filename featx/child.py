@@ -60,7 +60,11 @@ _HAS_POLL = hasattr(select, "poll")  # on Windows a thread with a clock kills in
 
 
 class NotStartedError(Exception):
-    """No decoding process can be had; the message says why."""
+    """No decoding process can be had; the message says why, `by_signal` whether a signal did it."""
+
+    def __init__(self, message: str, *, by_signal: bool = False) -> None:
+        super().__init__(message)
+        self.by_signal = by_signal
 
 
 class DiedError(Exception):
@@ -122,12 +126,15 @@ class Child:
                 while not said.endswith(READY):
                     said = said[-MAX_TRACEBACK:] + self._some(4096)
         except (DiedError, HungError) as error:
-            what = f"took more than {_START_S:g} s to be ready"
-            if isinstance(error, DiedError):
+            what, died = f"took more than {_START_S:g} s to be ready", isinstance(error, DiedError)
+            if died:
                 what = f"ended before it was ready ({error})"
             words = " ".join(said.decode("utf-8", "replace").split())[-300:]
             name = self._process.args[0]  # type: ignore[index]
-            raise NotStartedError(f"{name!r} {what}: {words}") from error
+            raise NotStartedError(
+                f"{name!r} {what}{': ' if words else ''}{words}",
+                by_signal=died and (self._process.poll() or 0) < 0,
+            ) from error
 
     def load(self, path: Path) -> Picture:
         """The picture in a file.

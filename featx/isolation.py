@@ -22,6 +22,7 @@ from featx.loading import Loader, Picture
 
 CRASHED: Final = 5  # the cache's status for a decoder that crashed or hung
 _CLOSE_S: Final = 5.0
+_STARTS: Final = 3  # of which signals may end all but the last
 
 
 class IsolatedLoader:
@@ -33,7 +34,8 @@ class IsolatedLoader:
     small files one process is done before another would have begun.
 
     A file that crashes its process is tried once more in a new one, because the system may have
-    killed the first for want of memory. Where no process can be started at all (a sandbox, a
+    killed the first for want of memory; a process that a signal ends while it starts is started up
+    to twice more, for the same reason. Where no process can be started at all (a sandbox, a
     frozen program) files are decoded in this one, with a warning.
 
     Parameters
@@ -156,28 +158,33 @@ class IsolatedLoader:
 
     def _new(self) -> Child | None:
         """A new process, ready; None where there can be no more than there are."""
-        child = None
-        begun = time.monotonic()
-        try:
-            child = Child(self._loader, timeout_s=self._timeout_s)
+        for last in (*[False] * (_STARTS - 1), True):
+            child = None
+            begun = time.monotonic()
+            try:
+                child = Child(self._loader, timeout_s=self._timeout_s)
+                with self._changed:
+                    self._all.add(child)
+                    if self._closed:  # in between
+                        child.kill()
+                child.wait_until_ready()
+            except NotStartedError as error:
+                if child is not None and error.by_signal and not (last or self._closed):
+                    self._end(child)  # the system may be short of memory for a moment
+                    continue
+                self._discard(child)
+                self._do_with_less(error)
+                return None
+            except BaseException:
+                self._discard(child)
+                raise
             with self._changed:
-                self._all.add(child)
-                if self._closed:  # in between
-                    child.kill()
-            child.wait_until_ready()
-        except NotStartedError as error:
-            self._discard(child)
-            self._do_with_less(error)
-            return None
-        except BaseException:
-            self._discard(child)
-            raise
-        with self._changed:
-            now = time.monotonic()
-            self._start_s = self._start_s or now - begun
-            self._has_started, self._grow_at = True, now + self._start_s
-            self._changed.notify_all()
-        return child
+                now = time.monotonic()
+                self._start_s = self._start_s or now - begun
+                self._has_started, self._grow_at = True, now + self._start_s
+                self._changed.notify_all()
+            return child
+        raise AssertionError("the last attempt returns or raises")
 
     def _do_with_less(self, error: NotStartedError) -> None:
         """Go on with the processes there are; without any, in this one, if none ever started."""
@@ -207,8 +214,13 @@ class IsolatedLoader:
     def _discard(self, child: Child | None) -> None:
         """End a process, which makes room for another; None: one that was not even started."""
         if child is not None:
-            child.end()
+            self._end(child)
         with self._changed:
-            self._all -= {child}
             self._n -= 1
             self._changed.notify_all()
+
+    def _end(self, child: Child) -> None:
+        """End a process whose place another is to take."""
+        child.end()
+        with self._changed:
+            self._all -= {child}

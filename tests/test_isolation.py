@@ -485,6 +485,44 @@ def test_a_file_that_crashed_is_never_decoded_here(
         load(file("leave"))
 
 
+def kill_starts(monkeypatch: pytest.MonkeyPatch, kills: set[int]) -> list[subprocess.Popen[bytes]]:
+    """Let a signal end the starts of these numbers, as for want of memory; gives all starts."""
+    start, made = featx.child._start, []
+
+    def start_or_kill() -> subprocess.Popen[bytes]:
+        made.append(start())
+        if len(made) - 1 in kills:
+            made[-1].kill()
+            made[-1].wait()
+        return made[-1]
+
+    monkeypatch.setattr(featx.child, "_start", start_or_kill)
+    return made
+
+
+@posix_only
+def test_a_process_that_is_killed_while_it_starts_is_started_twice_more(
+    file: File, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = kill_starts(monkeypatch, {1, 2})
+    with IsolatedLoader(LOADER) as load:
+        assert load(file(f"once {tmp_path / 'marker'}")).pixels[0, 0].tolist() == [1, 2, 3]
+        assert load._n == len(load._all) == 1
+    assert len(made) == 4
+    assert all(process.returncode is not None for process in made)
+
+
+@posix_only
+def test_starts_that_are_all_killed_end_the_run_with_what_killed_them(
+    file: File, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = kill_starts(monkeypatch, set(range(1, 99)))
+    words = r"can be started: .* ended before it was ready \(signal 9, SIGKILL, perhaps .*memory\)$"
+    with IsolatedLoader(LOADER) as load, pytest.raises(FeatxError, match=words):
+        load(file("leave"))
+    assert len(made) == 4
+
+
 def test_where_only_some_processes_can_be_started_they_do_all(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
