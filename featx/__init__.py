@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from featx.cut import split_at as split_at
     from featx.evaluation import evaluate as evaluate
     from featx.extraction import extract as extract
+    from featx.extraction import extract_many as extract_many
     from featx.extractor import FeatureExtractor as FeatureExtractor
     from featx.featureset import FeatureSet as FeatureSet
     from featx.featureset import load as load
@@ -28,6 +29,7 @@ _HOME: Final = {
     "FeatureSet": "featx.featureset",
     "evaluate": "featx.evaluation",
     "extract": "featx.extraction",
+    "extract_many": "featx.extraction",
     "fit_head": "featx.fitting",
     "list_cuts": "featx.cut",
     "load": "featx.featureset",

@@ -22,7 +22,7 @@ import numpy as np
 
 from featx.decoding import TOO_LARGE, UNDECODABLE, UNREADABLE
 from featx.errors import ImageError
-from featx.loading import Loader, Picture
+from featx.loading import AnyLoader, Picture
 from featx.worker import (
     ASK,
     DEFECT,
@@ -101,7 +101,7 @@ class Child:
         The system starts no process.
     """
 
-    def __init__(self, loader: Loader, *, timeout_s: float) -> None:
+    def __init__(self, loader: AnyLoader, *, timeout_s: float) -> None:
         self.sha256 = bytes(32)
         self._loader, self._timeout_s = loader, timeout_s
         self._left_s = math.inf

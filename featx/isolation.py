@@ -18,7 +18,7 @@ from typing import Final, Self
 from featx.child import Child, DefectError, DiedError, HungError, NotStartedError
 from featx.decoding import UNREADABLE
 from featx.errors import FeatxError, ImageError
-from featx.loading import Loader, Picture
+from featx.loading import AnyLoader, Picture
 
 CRASHED: Final = 5  # the cache's status for a decoder that crashed or hung
 _CLOSE_S: Final = 5.0
@@ -49,7 +49,7 @@ class IsolatedLoader:
     ...     picture = load(Path("a.jpg"))
     """
 
-    def __init__(self, loader: Loader, *, timeout_s: float = 30.0) -> None:
+    def __init__(self, loader: AnyLoader, *, timeout_s: float = 30.0) -> None:
         self._loader = loader
         self._timeout_s = timeout_s
         self._changed = threading.Condition()

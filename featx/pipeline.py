@@ -12,14 +12,14 @@ import numpy as np
 
 from featx.backbones import Backbone, load_backbone
 from featx.cut import Front, build_front
-from featx.decoding import DecodeOptions
+from featx.decoding import TOO_LARGE, DecodeOptions
 from featx.devices import Device, Precision, check_precision, resolve_device, torch_threads
 from featx.engines.base import Engine, Work
 from featx.engines.choice import Running, check_engine, make_engine
 from featx.errors import HeadError, ImageError, InputError, WeightsError
-from featx.forward import Sink, StageTimes, run
+from featx.forward import Lane, Sink, StageTimes, run_lanes
 from featx.isolation import IsolatedLoader
-from featx.loading import Loader
+from featx.loading import Loader, ManyLoader, Picture
 from featx.specs import ExtractOptions
 from featx.transforms import Transform
 from featx.weights import is_local_weights, sha256_file
@@ -63,13 +63,64 @@ class Pipeline:
     precision: Precision
     threads: int
 
-    def run(self, files: Iterable[tuple[int, Path]], sink: Sink, **keywords: Any) -> StageTimes:
-        """Send pairs of row number and file into `sink`; keywords as in `featx.forward.run`.
+    def run(
+        self,
+        files: Iterable[tuple[int, Path]],
+        sink: Sink,
+        *,
+        dtype: str = "float32",
+        **keywords: Any,
+    ) -> StageTimes:
+        """Send pairs of row number and file into `sink`; keywords as of `run_lanes`."""
+        lane = Lane(self.engine, sink, dtype)
+        (times,) = run_together([self], [lane], files, **keywords)
+        return times
 
-        Files are decoded in processes of their own: one that crashes or hangs its decoder fails.
-        """
-        with torch_threads(self.threads), IsolatedLoader(self.loader) as load:
-            return run(files, load, engine=self.engine, sink=sink, **keywords)
+
+def run_together(
+    pipelines: Sequence[Pipeline],
+    lanes: Sequence[Lane],
+    files: Iterable[tuple[int, Path]],
+    **keywords: Any,
+) -> tuple[StageTimes, ...]:
+    """Send files through several pipelines at once; each is read and decoded once.
+
+    Files are decoded in processes of their own: one that crashes or hangs its decoder fails.
+
+    Parameters
+    ----------
+    pipelines : of the same decoding options and number of threads.
+    lanes : of each pipeline's engine, where its rows go.
+    files : pairs of row number and file.
+    **keywords : as of `featx.forward.run_lanes`.
+    """
+    loaders = list(dict.fromkeys(pipeline.loader for pipeline in pipelines))
+    places = [loaders.index(pipeline.loader) for pipeline in pipelines]
+    with torch_threads(pipelines[0].threads), contextlib.ExitStack() as stack:
+        alone = [stack.enter_context(IsolatedLoader(loader)) for loader in loaders]
+        if len(loaders) == 1:
+            return run_lanes(files, lambda path: (alone[0](path),) * len(lanes), lanes, **keywords)
+        many = ManyLoader(tuple(loaders))
+        together = stack.enter_context(IsolatedLoader(many))
+
+        def load(path: Path) -> Sequence[Picture | ImageError]:
+            made: Sequence[Picture | ImageError]
+            try:
+                made = many.parts(together(path))
+            except ImageError as error:
+                if error.status != TOO_LARGE:
+                    raise
+                made = [_one(load_one, path) for load_one in alone]  # not for every network, maybe
+            return [made[place] for place in places]
+
+        return run_lanes(files, load, lanes, **keywords)
+
+
+def _one(load: Callable[[Path], Picture], path: Path) -> Picture | ImageError:
+    try:
+        return load(path)
+    except ImageError as error:
+        return error
 
 
 def build_pipeline(

@@ -10,8 +10,8 @@ import numpy as np
 
 from featx.cache import CacheFile, Decision, Verification, check, open_to_check, seal_of
 from featx.errors import CacheError
-from featx.extraction import Extraction, Listener, fill_cache
 from featx.featureset import feature_set
+from featx.filling import Extraction, Listener, fill_caches
 from featx.image_sources import mtime_ns
 from featx.images import ImageTable, list_images
 from featx.pipeline import options_of_spec
@@ -96,7 +96,8 @@ def repair(
         purpose=f"repair of {seal_of(file)[0].hex()}",
         transform=Transform.from_dict(file.spec["transform"]),
     )
-    return fill_cache(job, options, rules, listener or Listener())
+    (done,) = fill_caches([(job, options)], rules, listener or Listener())
+    return done
 
 
 def _recorded_source(file: CacheFile) -> str:

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Final
 from featx.errors import ImageError
 
 if TYPE_CHECKING:
-    from featx.loading import Loader
+    from featx.loading import AnyLoader
 
 HEADER: Final = struct.Struct("<BI")  # kind, size of the body in bytes
 ASK, READ, PIXELS, REFUSED, DEFECT = range(5)
@@ -51,7 +51,7 @@ def main() -> None:
         return  # nobody listens any more
 
 
-def _answer(loader: Loader, path: Path, answers: int) -> tuple[int, bytes]:
+def _answer(loader: AnyLoader, path: Path, answers: int) -> tuple[int, bytes]:
     """What there is to say of one file; that it has been read is said on the way."""
     try:
         data = loader.read(path)

@@ -18,6 +18,7 @@ from synthetic import TINY
 
 import featx
 import featx.extraction
+import featx.filling
 from featx.backbones import load_backbone
 from featx.cache import CacheWriter, Status, open_cache, partial_path, verify
 from featx.engines.eager import EagerEngine
@@ -418,7 +419,7 @@ def test_a_finished_cache_is_reused_where_nothing_can_be_written(
     def locked(path: Path) -> Any:
         raise AssertionError("a reuse takes no lock")
 
-    monkeypatch.setattr("featx.extraction.cache_lock", locked)
+    monkeypatch.setattr("featx.filling.cache_lock", locked)
     assert extract(root, tmp_path).decision.action == "reuse"
 
 
@@ -780,17 +781,17 @@ def test_what_another_run_finished_meanwhile_is_not_done_again(
     colour_folder: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root, out = colour_folder(), tmp_path / "a.h5"
-    lock = featx.extraction.cache_lock
+    lock = featx.filling.cache_lock
 
     @contextmanager
     def late(path: Path) -> Iterator[None]:
         with monkeypatch.context() as patch:
-            patch.setattr("featx.extraction.cache_lock", lock)
+            patch.setattr("featx.filling.cache_lock", lock)
             extract(root, tmp_path, out=out)
         with lock(path):
             yield
 
-    monkeypatch.setattr("featx.extraction.cache_lock", late)
+    monkeypatch.setattr("featx.filling.cache_lock", late)
     made = extract(root, tmp_path, out=out)
     assert (made.decision.action, made.forward_passes) == ("reuse", 0)
 

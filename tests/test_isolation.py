@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import hashlib
 import os
 import pickle
@@ -371,7 +372,8 @@ def test_an_interrupted_run_leaves_no_process_and_waits_for_none(
 ) -> None:
     class Interrupted(ColourEngine):
         def __call__(self, pixels: np.ndarray) -> np.ndarray:
-            raise KeyboardInterrupt
+            _thread.interrupt_main()  # as Ctrl-C does, while the run waits for a file
+            return super().__call__(pixels)
 
     paths = [*(coloured(tmp_path, i) for i in range(4)), file("freeze"), file("freeze")]
     sink = MemorySink(len(paths), (3,))
@@ -379,7 +381,11 @@ def test_an_interrupted_run_leaves_no_process_and_waits_for_none(
         IsolatedLoader(LOADER, timeout_s=FOR_EVER_S) as load,
         pytest.raises(KeyboardInterrupt),
     ):
-        run(enumerate(paths), load, engine=Interrupted(), sink=sink, workers=2)
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)
+        try:
+            run(enumerate(paths), load, engine=Interrupted(), sink=sink, workers=2)
+        finally:
+            signal.signal(signal.SIGINT, before)
     assert started
     assert all(process.returncode is not None for process in started)
 

@@ -29,7 +29,7 @@ from hypothesis.stateful import (
 )
 from PIL import Image
 
-import featx.extraction
+import featx.filling
 from featx.cache import CacheFile, CacheWriter, Status, open_cache, partial_path, verify
 from featx.devices import Device
 from featx.extraction import Extraction, run_extraction
@@ -163,7 +163,7 @@ class Birds:
         engine = ColourEngine(batch_size, stop_after)
         rules = {"prune": True, "mix_plans": True, "max_failed": 1.0, **changes}
         options = ExtractOptions(device="cpu", workers=rules.pop("workers", 1))
-        with mock.patch.object(featx.extraction, "build_pipeline", colour_pipeline(engine)):
+        with mock.patch.object(featx.filling, "build_pipeline", colour_pipeline(engine)):
             try:
                 done = run_extraction(self.root, options, out=self.out, **rules)
             except KeyboardInterrupt:

@@ -33,7 +33,7 @@ def everything(self):
 writer.pending = property(everything)
 """,
     "committed rows ": """
-import featx.extraction, featx.target
+import featx.filling, featx.target
 decide = featx.target.decide
 def forgetful(*args, **keywords):
     return decide(*args, **{**keywords, "complete": None, "partial": None})
@@ -61,13 +61,13 @@ writer.resumed, writer.resume, writer.put = False, classmethod(resumed), put_oth
 """,
     "processes of a killed run are still there": """
 import os
-import featx.extraction, featx.target
-build = featx.extraction.build_pipeline
+import featx.filling, featx.target
+build = featx.filling.build_pipeline
 def with_an_orphan(*args, **keywords):
     if not os.fork():
         os.execvp("sleep", ["sleep", "30"])
     return build(*args, **keywords)
-featx.extraction.build_pipeline = with_an_orphan
+featx.filling.build_pipeline = with_an_orphan
 import killed_run
 killed_run.SURVIVORS_S = 0.5
 """,
