@@ -14,6 +14,7 @@ from small_caches import SPEC, create, features_of, finished, rows_of, sha_of
 
 import featx
 from featx.cache import (
+    CacheFile,
     CacheWriter,
     Disk,
     Status,
@@ -438,6 +439,93 @@ def test_a_resume_does_not_believe_rows_that_the_disk_lost(tmp_path: Path) -> No
     assert (writer.damaged, writer.pending.tolist()) == (2, [2, 6, 7, 8, 9])
     writer.close()
     assert open_cache(file.path, partial=True).counts()[Status.DONE] == 5
+
+
+PER_ROW = ("status", "crc32", "sha256", "errors", "features")
+
+
+def unfinished(path: Path) -> CacheFile:
+    """Rows 0 to 5 are done, 6 has failed, the others are pending."""
+    writer = create(path)
+    writer.put(np.arange(6), features_of(6), sha_of(6))
+    writer.fail(6, Status.UNDECODABLE, "no image", sha_of()[6].tobytes())
+    writer.commit()
+    writer.close()
+    return open_cache(partial_path(path), partial=True)
+
+
+def complete(writer: CacheWriter, path: Path) -> bytes:
+    """Settle what is pending as a run would, and finish."""
+    pending = writer.pending
+    good = pending[pending != 6]
+    writer.put(good, features_of()[good], sha_of()[good])
+    if 6 in pending:
+        writer.fail(6, Status.UNDECODABLE, "no image", sha_of()[6].tobytes())
+    writer.finish(path, {})
+    return path.read_bytes()
+
+
+@pytest.mark.parametrize("name", PER_ROW)
+@pytest.mark.parametrize("row", [3, 6])
+def test_a_resume_believes_no_byte_that_has_changed_of_a_row(
+    tmp_path: Path, name: str, row: int
+) -> None:
+    path = tmp_path / "a.h5"
+    unfinished(path)
+    whole = complete(CacheWriter.resume(path), path)
+    file = unfinished(path)
+    data, row_bytes = file.path.read_bytes(), file.columns[name].row_bytes
+    for within in range(row_bytes):
+        damaged = bytearray(data)
+        damaged[file.offsets[name] + row * row_bytes + within] ^= 7 if name == "status" else 0x40
+        file.path.write_bytes(damaged)
+        writer = CacheWriter.resume(path)
+        assert writer.pending.tolist() == [row, 7, 8, 9]
+        assert complete(writer, path) == whole
+
+
+def test_a_row_that_changes_after_a_resume_is_never_sealed_as_whole(tmp_path: Path) -> None:
+    path = tmp_path / "a.h5"
+    for name in ("sha256", "errors"):
+        file = unfinished(path)
+        writer = CacheWriter.resume(path)
+        with file.path.open("r+b") as stream:
+            stream.seek(file.offsets[name] + 3 * file.columns[name].row_bytes)
+            stream.write(b"\xee")
+        complete(writer, path)
+        assert verify(path).bad_rows == (3,)
+
+
+def test_rows_taken_over_from_an_unfinished_file_are_looked_at_too(tmp_path: Path) -> None:
+    for name in PER_ROW:
+        source = unfinished(tmp_path / "a.h5")
+        with source.path.open("r+b") as stream:
+            stream.seek(source.offsets[name] + 3 * source.columns[name].row_bytes)
+            stream.write(b"\x04")
+        rows = np.array([*range(7), *[-1] * 3])
+        writer = create(tmp_path / "b.h5", source=source, source_rows=rows)
+        assert (writer.damaged, writer.pending.tolist()) == (1, [3, 7, 8, 9]), name
+        writer.close()
+
+
+def test_checksums_without_a_mask_are_masked_at_the_next_resume(tmp_path: Path) -> None:
+    path = tmp_path / "a.h5"
+    unfinished(path)
+    whole = complete(CacheWriter.resume(path), path)
+    file = unfinished(path)
+    masked = file.path.read_bytes()
+    writer = CacheWriter.resume(path)
+    writer._unmask()  # as a run does that is killed while it finishes
+    writer.close()
+    bare = file.path.read_bytes()
+    start = file.offsets["crc32"]
+    for stop in range(start, start + 7 * 4 + 1):  # amid the four bytes of a row, too
+        file.path.write_bytes(bare[:stop] + masked[stop:])
+        CacheWriter.resume(path).close()
+        assert open_cache(file.path, partial=True).counts()[Status.PENDING] == 3
+        now = file.path.read_bytes()
+        assert now[start : start + 7 * 4] == masked[start : start + 7 * 4]
+    assert complete(CacheWriter.resume(path), path) == whole
 
 
 def test_the_first_run_report_is_there_as_soon_as_the_file_is(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ RUN_BYTES: Final = 65_536  # room for the run report, written in place
 ERROR_BYTES: Final = 160
 ALIGNMENT: Final = 4_096  # features start on a page, so that numpy.memmap reads them in place
 ATTRIBUTES: Final = ("format", "spec", "fingerprint", "plan", "root")
+MASKING: Final = ("status", "sha256", "errors")  # what `mask_of` takes
 SPLIT_NAMES: Final = ("", "train", "val", "test")  # by code
 
 
@@ -102,6 +103,24 @@ def crc32_of(features: np.ndarray) -> np.ndarray:
     """CRC-32 of each row of `features` (n, d...) as it is stored, (n,) uint32."""
     flat = np.ascontiguousarray(features).reshape(len(features), -1).view(np.uint8)
     return np.fromiter((zlib.crc32(row.data) for row in flat), dtype="<u4", count=len(flat))
+
+
+def mask_of(status: np.ndarray, sha256: np.ndarray, errors: np.ndarray) -> np.ndarray:
+    """What the checksum of each row is XORed with as long as its file is unfinished.
+
+    What vouches for everything but the features is made when the file is finished. Until then the
+    checksum of a row vouches for all that was written of it, not of its features alone.
+
+    Parameters
+    ----------
+    status, sha256, errors : (n,), (n, 32) and (n,), as they are stored.
+
+    Returns
+    -------
+    (n,) uint32, the CRC-32 of the three.
+    """
+    words = np.ascontiguousarray(errors).view(np.uint8).reshape(len(errors), ERROR_BYTES)
+    return crc32_of(np.concatenate([status[:, None], sha256, words], axis=1))
 
 
 def runs(rows: np.ndarray) -> Iterator[tuple[int, int]]:

@@ -10,7 +10,7 @@ from typing import Final
 
 import numpy as np
 
-from featx.cache.layout import Status, crc32_of
+from featx.cache.layout import MASKING, Status, crc32_of, mask_of
 from featx.cache.reader import PARTIAL_SUFFIX, CacheFile, open_cache
 from featx.cache.seal import damaged_columns, seal_of
 from featx.errors import CacheError, NewerFormatError
@@ -111,7 +111,21 @@ def damaged_rows(file: CacheFile) -> Iterator[int]:
     """Numbers of the rows whose features do not match their checksum or their status.
 
     A row that is done has finite features and one that failed has NaN. A pending row is damage in
-    a finished cache only.
+    a finished cache only; in an unfinished one the checksum covers a row's image hash and error,
+    too.
+    """
+    for damaged, _, _ in looked_over(file):
+        yield from damaged.tolist()
+
+
+def looked_over(file: CacheFile) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Look over all rows, in parts.
+
+    Yields
+    ------
+    damaged : (m,) numbers of rows, as from `damaged_rows`.
+    unmasked, crc32 : (k,) numbers of rows that are intact, whose checksum lacks the mask of an
+        unfinished file, and what it should be.
     """
     step = max(1, _CHUNK_BYTES // max(1, file.columns["features"].row_bytes))
     for start in range(0, len(file), step):
@@ -119,7 +133,8 @@ def damaged_rows(file: CacheFile) -> Iterator[int]:
         if file.is_partial and (status == Status.PENDING).all():
             continue
         features = file.read("features", start, start + step)
-        intact = file.read("crc32", start, start + step) == crc32_of(features)
+        numbers = np.arange(start, start + len(features))
+        intact, found, expected = checked(file, numbers, features)
         features = features.reshape(len(features), -1)
         done = status == Status.DONE
         failed = (status > Status.DONE) & (status <= max(Status))
@@ -127,7 +142,27 @@ def damaged_rows(file: CacheFile) -> Iterator[int]:
         good = intact & true
         if file.is_partial:
             good |= status == Status.PENDING
-        yield from (start + np.flatnonzero(~good)).tolist()
+        unmasked = good & (found != expected) & (status != Status.PENDING)
+        yield numbers[~good], numbers[unmasked], expected[unmasked]
+
+
+def checked(
+    file: CacheFile, rows: np.ndarray, features: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Hold `features` (m, d...) of `rows` against their checksums.
+
+    Returns
+    -------
+    intact : (m,) bool. In an unfinished file a checksum may also be without its mask (an earlier
+        featx wrote none) or be half masked: a run was killed as it finished the file.
+    found, expected : (m,) uint32, the checksums as they are, and as they should be.
+    """
+    found, bare = file.take("crc32", rows), crc32_of(features)
+    if not file.is_partial:
+        return np.asarray(found == bare), found, bare
+    masked = bare ^ mask_of(*(file.take(name, rows) for name in MASKING))
+    whole, here, there = (each.view(np.uint8).reshape(-1, 4) for each in (found, bare, masked))
+    return ((whole == here) | (whole == there)).all(axis=1), found, masked
 
 
 def _as_text(path: bytes) -> str:

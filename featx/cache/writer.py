@@ -3,6 +3,8 @@
 HDF5 builds the skeleton once. From then on the file is only ever written at known offsets:
 features and per-row data first, forced to disk, then the status bytes that vouch for them, forced
 to disk. Whatever instant a crash picks, the statuses on disk speak only of rows that are whole.
+What else can change a byte meanwhile is found by a row's checksum, which is masked (`mask_of`) with
+all that is written of the row until the file is sealed.
 """
 
 from __future__ import annotations
@@ -19,23 +21,26 @@ from featx.cache.files import Disk, told_as_disk_error
 from featx.cache.layout import (
     ERROR_BYTES,
     FORMAT,
+    MASKING,
     RUN_BYTES,
     Status,
     canonical_json,
     columns,
     crc32_of,
     fingerprint,
+    mask_of,
     runs,
 )
 from featx.cache.reader import PARTIAL_SUFFIX, CacheFile, open_cache
 from featx.cache.seal import seal_of, sealed
 from featx.cache.skeleton import Rows, build_skeleton, write_skeleton
-from featx.cache.verify import damaged_rows
+from featx.cache.verify import checked, looked_over
 from featx.errors import DiskError
 
 COMMIT_INTERVAL_S: Final = 1.0
 COMMIT_BYTES: Final = 64 * 2**20
 _COPY_ROWS_BYTES: Final = 16 * 2**20
+_MASK_ROWS: Final = 65_536  # some 20 MB of what a mask is made of
 
 
 def partial_path(path: Path) -> Path:
@@ -145,11 +150,15 @@ class CacheWriter:
     def resume(cls, path: Path, *, disk: Disk | None = None) -> Self:
         """Open the unfinished cache of `path` where it stopped.
 
-        Rows that a disk lost although it said that they were safe are pending again.
+        Rows of which any byte is not as it was written are pending again: a disk may lose what it
+        has said is safe.
         """
         writer = cls(open_cache(partial_path(path), partial=True), disk=disk or Disk())
         try:
-            writer._put_back(np.fromiter(damaged_rows(writer.file), np.int64))
+            parts = [*looked_over(writer.file)]
+            for _, unmasked, crc32 in parts:
+                writer._write_rows("crc32", unmasked, crc32)
+            writer._put_back(np.array([row for damaged, _, _ in parts for row in damaged], int))
         except BaseException:
             writer.close()
             raise
@@ -171,12 +180,9 @@ class CacheWriter:
         """
         features = np.ascontiguousarray(features, dtype=self._features.dtype)
         assert features.shape == (len(rows), *self.file.feature_shape), features.shape
-        self._write_rows("features", rows, features)
-        self._write_rows("crc32", rows, crc32_of(features))
-        self._write_rows("sha256", rows, sha256)
         # a run that was killed may have failed this row, and left its reason
-        self._write_rows("errors", rows, np.zeros(len(rows), f"S{ERROR_BYTES}"))
-        self._settle(rows, np.full(len(rows), Status.DONE, np.uint8), features.nbytes)
+        errors = np.zeros(len(rows), f"S{ERROR_BYTES}")
+        self._settle(rows, features, np.full(len(rows), Status.DONE, np.uint8), sha256, errors)
 
     def fail(self, row: int, status: int, reason: str, sha256: bytes = bytes(32)) -> None:
         """Record that the image of `row` has no features, and why; its features become NaN.
@@ -187,12 +193,13 @@ class CacheWriter:
         assert status > Status.DONE, status
         number = np.array([row])
         blank = np.full((1, *self.file.feature_shape), np.nan, self._features.dtype)
-        words = _cut_utf8(reason, ERROR_BYTES)
-        self._write_rows("features", number, blank)
-        self._write_rows("crc32", number, crc32_of(blank))
-        self._write_rows("sha256", number, np.frombuffer(sha256, np.uint8)[None])
-        self._write_rows("errors", number, np.array([words], dtype=f"S{ERROR_BYTES}"))
-        self._settle(number, np.array([status], np.uint8), blank.nbytes)
+        self._settle(
+            number,
+            blank,
+            np.array([status], np.uint8),
+            np.frombuffer(sha256, np.uint8)[None],
+            np.array([_cut_utf8(reason, ERROR_BYTES)], dtype=f"S{ERROR_BYTES}"),
+        )
 
     def commit(self) -> None:
         """Force what was put to disk, then the status bytes that vouch for it, then those."""
@@ -234,6 +241,7 @@ class CacheWriter:
         """Seal the file with its digests and give it its final name. Every row must be settled."""
         self.commit()
         assert not len(self.pending), "a cache with pending rows must not get its final name"
+        self._unmask()
         with told_as_disk_error(self.file.path, "write"):
             self.write_run(sealed(report, seal_of(self.file)[1]))
             digest, _ = seal_of(self.file)
@@ -259,19 +267,12 @@ class CacheWriter:
         for start in range(0, len(targets), step):
             rows = targets[start : start + step]
             features = source.take("features", source_rows[rows])
-            intact = source.take("crc32", source_rows[rows]) == crc32_of(features)
+            intact, _, _ = checked(source, source_rows[rows], features)
             damaged += int((~intact).sum())
             rows, features = rows[intact], features[intact]
-            crc32, sha256, status, errors = (
-                source.take(name, source_rows[rows])
-                for name in ("crc32", "sha256", "status", "errors")
-            )
+            status, sha256, errors = (source.take(name, source_rows[rows]) for name in MASKING)
             errors[status == Status.DONE] = b""  # it has none; what is there is damage
-            self._write_rows("features", rows, features)
-            self._write_rows("crc32", rows, crc32)
-            self._write_rows("sha256", rows, sha256)
-            self._write_rows("errors", rows, errors)
-            self._settle(rows, status, features.nbytes)
+            self._settle(rows, features, status, sha256, errors)
         return damaged
 
     def _put_back(self, rows: np.ndarray) -> None:
@@ -283,9 +284,27 @@ class CacheWriter:
             with told_as_disk_error(self.file.path, "write"):
                 self._disk.datasync(self._fd)
 
-    def _settle(self, rows: np.ndarray, status: np.ndarray, nbytes: int) -> None:
+    def _unmask(self) -> None:
+        """Let every checksum be that of its features alone."""
+        for start in range(0, len(self.file), _MASK_ROWS):
+            rows = np.arange(start, min(start + _MASK_ROWS, len(self.file)))
+            mask = mask_of(*(self.file.take(name, rows) for name in MASKING))
+            self._write_rows("crc32", rows, self.file.take("crc32", rows) ^ mask)
+
+    def _settle(
+        self,
+        rows: np.ndarray,
+        features: np.ndarray,
+        status: np.ndarray,
+        sha256: np.ndarray,
+        errors: np.ndarray,
+    ) -> None:
+        self._write_rows("features", rows, features)
+        self._write_rows("crc32", rows, crc32_of(features) ^ mask_of(status, sha256, errors))
+        self._write_rows("sha256", rows, sha256)
+        self._write_rows("errors", rows, errors)
         self._uncommitted.extend(zip(rows.tolist(), status.tolist(), strict=True))
-        self._uncommitted_bytes += nbytes
+        self._uncommitted_bytes += features.nbytes
         overdue = time.monotonic() - self._committed_at >= COMMIT_INTERVAL_S
         if overdue or self._uncommitted_bytes >= COMMIT_BYTES:
             self.commit()
