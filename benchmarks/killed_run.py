@@ -1,7 +1,8 @@
 """One run of `featx extract` in a forked child that can be ended at any instant.
 
-The child notes in a log that outlives it every row that it settles, and says on a pipe which phase
-it has entered; the parent sends the signal when its moment has come.
+The child notes in a log that outlives it every forward pass that it begins and every row that it
+settles, and says on a pipe which phase it has entered; the parent sends the signal when its moment
+has come.
 """
 
 from __future__ import annotations
@@ -31,6 +32,12 @@ from featx.errors import EXIT_INTERRUPTED
 COMMIT_INTERVAL_S: Final = 0.02  # a run of a second must not be one commit
 SURVIVORS_S: Final = 10.0  # how long processes of a killed run may take to notice
 HANG_S: Final = 120.0
+
+# The lines of the log: a forward pass, and rows with features or without, each followed by the
+# SHA-256 of its image and its path, in hexadecimal.
+PASS: Final = b"pass"
+PUT: Final = b"put"
+FAIL: Final = b"fail"
 
 # What a child says of itself, one byte each, as it enters a phase.
 PHASES: Final = {b"s": "starting", b"c": "creating", b"r": "running", b"f": "finishing"}
@@ -64,7 +71,7 @@ def prepare_to_fork() -> None:
 def extract_in_child(
     command: list[str], *, events: int, log: Path, said: Path, fail_at: int | None
 ) -> NoReturn:
-    """One attempt; never returns. Says its phases on `events`, logs each row it settles."""
+    """One attempt; never returns. Says its phases on `events`, logs each pass and settled row."""
     code = -1
     try:
         os.write(events, b"s")
@@ -93,8 +100,9 @@ def _watch(events: int, log: int, fail_at: int | None) -> None:
     put, fail, run_batch = CacheWriter.put, CacheWriter.fail, EagerEngine.__call__
     passes = 0
 
-    def noted(file: CacheFile, row: int, sha256: bytes) -> bytes:
-        return b"%s %s\n" % (sha256.hex().encode(), file.paths[row].hex().encode())
+    def noted(kind: bytes, file: CacheFile, row: int, sha256: bytes) -> bytes:
+        path = file.paths[row]
+        return b"%s %s %s\n" % (kind, sha256.hex().encode(), path.hex().encode())
 
     def watched_create(*args: Any, **keywords: Any) -> CacheWriter:
         os.write(events, b"c")
@@ -113,11 +121,12 @@ def _watch(events: int, log: int, fail_at: int | None) -> None:
 
     def watched_put(self: CacheWriter, rows: Any, features: Any, sha256: Any) -> None:
         named = zip(rows.tolist(), sha256, strict=True)
-        os.write(log, b"".join(noted(self.file, row, digest.tobytes()) for row, digest in named))
+        lines = (noted(PUT, self.file, row, digest.tobytes()) for row, digest in named)
+        os.write(log, b"".join(lines))
         put(self, rows, features, sha256)
 
     def watched_fail(self: CacheWriter, row: int, status: int, reason: str, sha256: bytes) -> None:
-        os.write(log, noted(self.file, row, sha256))
+        os.write(log, noted(FAIL, self.file, row, sha256))
         fail(self, row, status, reason, sha256)
 
     def watched_pass(self: EagerEngine, pixels: np.ndarray) -> np.ndarray:
@@ -125,6 +134,7 @@ def _watch(events: int, log: int, fail_at: int | None) -> None:
         passes += 1
         if passes == fail_at:
             raise MemoryError("as if there were none left")
+        os.write(log, PASS + b"\n")
         return run_batch(self, pixels)
 
     resume = CacheWriter.resume

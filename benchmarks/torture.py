@@ -15,8 +15,9 @@ After every ending these must hold, or the program stops with what it found:
 - no process is left behind;
 - a file under the final name is whole to its last byte;
 - every row that was committed before is still committed, with the same content;
-- no committed row went to the network or the decoder again (every row that reaches the writer is
-  noted in a log that outlives the child);
+- no committed row went to the network or the decoder again: every row that reaches the writer is
+  noted in a log that outlives the child, and so is every forward pass, of which there are no more
+  than fill the batches of those rows, but for those whose rows an end came before;
 - a run that got to its end left nothing beside its cache, whose datasets have the SHA-256 of those
   of a run that nobody disturbed. Only two are left out: `run`, which holds seconds, and `digest`,
   which covers `run`.
@@ -31,6 +32,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import math
 import os
 import random
 import shutil
@@ -48,7 +50,9 @@ from typing import Any, Final, NoReturn
 
 import numpy as np
 from killed_run import (
+    PASS,
     PHASES,
+    PUT,
     Attempt,
     Broken,
     Ending,
@@ -62,6 +66,7 @@ from featx.cache import Status, open_cache, partial_path, verify
 from featx.errors import EXIT_INTERRUPTED, EXIT_SOME_FAILED, EXIT_UNEXPECTED
 
 BATCH_SIZE: Final = 8
+UNDER_WAY: Final = 2  # passes that an end may find running, or done and not yet written
 OPTIONS: Final = (
     *("--backbone", "squeezenet1_1", "--weights", "random", "--device", "cpu"),
     *("--prune", "--max-failed", "1"),
@@ -84,6 +89,7 @@ class Tally:
     completed: int = 0
     computed_twice: int = 0
     rows_computed: int = 0
+    forward_passes: int = 0
     folder_changes: int = 0
     seconds: float = 0.0
 
@@ -176,7 +182,7 @@ class Torture:
         code, _ = child.end(ending, self.typical)
         check_nothing_survived()
         self._check_code(code, ending)
-        self._check_rows()
+        self._check_rows(ended=code not in DONE)
         if code not in DONE:
             self.tally.kills += 1
             self.tally.by_phase[child.phase] += 1
@@ -218,17 +224,23 @@ class Torture:
                 f"{self.said.read_text('utf-8', 'replace')}"
             )
 
-    def _check_rows(self) -> None:
+    def _check_rows(self, *, ended: bool) -> None:
         """Nothing committed is lost, and nothing committed was computed again."""
-        lines = self.log.read_bytes().splitlines() if self.log.exists() else []
+        lines = self.log.read_bytes().split(b"\n")[:-1] if self.log.exists() else []
+        rows = [line.split(b" ") for line in lines if line != PASS]
         settled = {
             (bytes.fromhex(path.decode()), bytes.fromhex(sha256.decode()))
-            for sha256, _, path in (line.partition(b" ") for line in lines if b" " in line)
+            for _, sha256, path in rows
         }
-        self.tally.rows_computed += len(lines)
+        put, passes = sum(kind == PUT for kind, _, _ in rows), lines.count(PASS)
+        self.tally.rows_computed += len(rows)
+        self.tally.forward_passes += passes
         self.tally.computed_twice += len(settled & self.committed)
         if settled & self.committed:
             raise Broken(f"{len(settled & self.committed)} committed rows were computed again")
+        needed = math.ceil(put / BATCH_SIZE)
+        if passes > needed + UNDER_WAY * ended:
+            raise Broken(f"{passes} forward passes were made, for {put} rows that need {needed}")
         now = self._committed_now()
         lost = self.committed - now
         if self.changing and lost:  # an image that is gone or has changed may go
