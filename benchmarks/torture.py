@@ -69,6 +69,7 @@ BATCH_SIZE: Final = 8
 UNDER_WAY: Final = 2  # passes that an end may find running, or done and not yet written
 OPTIONS: Final = (
     *("--backbone", "squeezenet1_1", "--weights", "random", "--device", "cpu"),
+    *("--engine", "torch-eager"),  # whose forward passes the killed run counts
     *("--prune", "--max-failed", "1"),
     *("--batch-size", str(BATCH_SIZE), "--resize", "64", "--crop", "64"),
 )

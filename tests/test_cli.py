@@ -154,7 +154,7 @@ def test_an_interrupt_ends_in_code_130(
         raise KeyboardInterrupt
 
     colour_folder()
-    monkeypatch.setattr("featx.pipeline.run", interrupted)
+    monkeypatch.setattr("featx.pipeline.run_lanes", interrupted)
     result = featx_("extract", *TINY, "--weights", "random", "birds", code=130)
     assert "featx: interrupted; what was committed is kept, run the same" in result.stderr
     monkeypatch.setattr("featx.fitting.fit_head", interrupted)
@@ -467,3 +467,24 @@ def test_curves_of_a_head_without_epochs_are_refused_before_it_is_fitted(tmp_pat
     write_cache(tmp_path / "cache" / "a.h5")
     featx_("fit-head", "--curves", "c.png", code=2)
     assert not list((tmp_path / "cache").glob("*.safetensors"))
+
+
+def test_several_networks_and_cuts_are_extracted_in_one_pass(
+    colour_folder: Folder, tmp_path: Path
+) -> None:
+    colour_folder()
+    asked = ["extract", "birds", "--engine", "torch-eager", "--weights", "random", *TINY[2:],
+             "--backbone", "squeezenet1_1", "--backbone", "resnet18"]  # fmt: skip
+    made = featx_(*asked)
+    for name in ("squeezenet1_1", "resnet18"):
+        assert f"cache/birds-{name}+weights=random+crop=64+resize=64.h5" in made.stdout
+        assert f"birds-{name}+weights=random+crop=64+resize=64.h5: 18 images in" in made.stderr
+    assert made.stderr.count("18 images: 0 kept, 18 new") == 2
+    assert made.stderr.count("18 images in ") == 3  # the folder's, and each cache's
+    assert "; slowest was " in made.stderr
+    told = json.loads(featx_(*asked, "--json").stdout)
+    assert [each["forward_passes"] for each in told] == [0, 0]
+    refused = featx_(*asked, "--out", tmp_path / "a.h5", code=2)
+    assert "--out names one cache, but 2 are asked for" in refused.stderr
+    refused = featx_(*asked, "--weights", "default", "--weights", "random", code=2)
+    assert "3 weights for 2 backbones" in refused.stderr

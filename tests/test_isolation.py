@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -367,6 +367,14 @@ def test_ctrl_c_is_for_the_process_that_asks(
     assert len(started) == 1
 
 
+@pytest.fixture
+def _python_hears_ctrl_c() -> Iterator[None]:
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("_python_hears_ctrl_c")
 def test_an_interrupted_run_leaves_no_process_and_waits_for_none(
     file: File, tmp_path: Path, started: list[subprocess.Popen[bytes]]
 ) -> None:
@@ -381,11 +389,7 @@ def test_an_interrupted_run_leaves_no_process_and_waits_for_none(
         IsolatedLoader(LOADER, timeout_s=FOR_EVER_S) as load,
         pytest.raises(KeyboardInterrupt),
     ):
-        before = signal.signal(signal.SIGINT, signal.default_int_handler)
-        try:
-            run(enumerate(paths), load, engine=Interrupted(), sink=sink, workers=2)
-        finally:
-            signal.signal(signal.SIGINT, before)
+        run(enumerate(paths), load, engine=Interrupted(), sink=sink, workers=2)
     assert started
     assert all(process.returncode is not None for process in started)
 

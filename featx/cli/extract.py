@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -31,6 +32,9 @@ from featx.cli.output import (
 )
 from featx.cli.stopping import listening
 
+if TYPE_CHECKING:
+    from featx.extraction import Extraction
+
 
 @command
 def extract(
@@ -42,18 +46,27 @@ def extract(
         ),
     ],
     backbone: Annotated[
-        str, typer.Option(help="Name of the network; `featx backbones` lists them.")
-    ] = "densenet121",
+        list[str] | None,
+        typer.Option(
+            help="Name of the network, densenet121 by default; `featx backbones` lists them. "
+            "Several of them fill a cache each, in one pass over the images.",
+        ),
+    ] = None,
     weights: Annotated[
-        str,
+        list[str] | None,
         typer.Option(
             help="default (IMAGENET1K_V1), DEFAULT (torchvision's newest), the name of a "
-            "published entry, a .pth or .safetensors file, or random."
+            "published entry, a .pth or .safetensors file, or random. Once for all networks, or "
+            "once for each in their order."
         ),
-    ] = "default",
+    ] = None,
     cut: Annotated[
-        str, typer.Option(help="Where the network is cut; `featx cuts BACKBONE` lists where.")
-    ] = "penultimate",
+        list[str] | None,
+        typer.Option(
+            help="Where the network is cut, penultimate by default; `featx cuts BACKBONE` lists "
+            "where. Several of them fill a cache each, too."
+        ),
+    ] = None,
     pool: Annotated[
         str,
         typer.Option(help="auto, avg, max, gem or none; cls or cls+avg for transformers."),
@@ -134,14 +147,11 @@ def extract(
     named and counted, and the run goes on (exit code 3). Ctrl-C finishes the batch in hand; the
     same command goes on from there.
     """
-    from featx.extraction import run_extraction
+    from featx.extraction import combinations, run_extractions
     from featx.specs import ExtractOptions
 
     options = ExtractOptions(
-        backbone=backbone,
-        weights=weights,
         seed=seed,
-        cut=cut,
         pool=pool,
         decode=decode,
         exif=exif,
@@ -162,10 +172,16 @@ def extract(
         label_from=label_from,
         split_folders=split_folders,
     )
+    asked = combinations(
+        options,
+        backbone or [options.backbone],
+        cut or [options.cut],
+        weights or [options.weights],
+    )
     with listening("extract") as listener:
-        extraction = run_extraction(
+        done = run_extractions(
             images,
-            options,
+            asked,
             cache_dir=cache_dir,
             out=out_file,
             listener=listener,
@@ -177,10 +193,36 @@ def extract(
             max_failed=max_failed,
             on_error=on_error,
         )
-    features, report = extraction.features, extraction.report
-    tell_failures(features.failed)
+    failed = max((extraction.features.failed for extraction in done), key=len)
+    tell_failures(failed)
+    if json_output:
+        told = [_summary(extraction) for extraction in done]
+        print_json(told[0] if len(told) == 1 else told)
+    else:
+        shown = table(None, "cache", "images", "failed", "features", "classes", "size")
+        for extraction in done:
+            row = _summary(extraction)
+            shown.add_row(
+                row["cache"],
+                f"{row['done']:,}",
+                f"{row['failed']:,}",
+                row["features"],
+                f"{row['classes']:,}",
+                f"{row['size_bytes'] / 1e6:,.1f} MB",
+            )
+        out().print(shown)
+        for extraction in done:
+            if extraction.forward_passes:
+                several = f"{extraction.features.path.name}: " if len(done) > 1 else ""
+                tell(several + _account(extraction.report))
+    exit_if_failed(failed)
+
+
+def _summary(extraction: Extraction) -> dict[str, Any]:
+    """What a cache holds and what was done for it, as JSON."""
+    features = extraction.features
     shape = "x".join(map(str, features.features.shape[1:]))
-    summary = {
+    return {
         "cache": str(features.path),
         "images": len(features) + len(features.failed),
         "done": len(features),
@@ -191,26 +233,19 @@ def extract(
         "classes": len(features.classes),
         "size_bytes": features.path.stat().st_size,
         "fingerprint": features.fingerprint,
+        "run": dict(extraction.report),
     }
-    if json_output:
-        print_json({**summary, "run": dict(report)})
-    else:
-        shown = table(None, "cache", "images", "failed", "features", "classes", "size")
-        shown.add_row(
-            str(features.path),
-            f"{len(features):,}",
-            f"{len(features.failed):,}",
-            f"{shape} {features.features.dtype}",
-            f"{len(features.classes):,}",
-            f"{features.path.stat().st_size / 1e6:,.1f} MB",
-        )
-        out().print(shown)
-        if extraction.forward_passes:
-            seconds = report["seconds"]
-            tell(
-                f"{report['images']:,} images in {seconds['wall']:,.1f} s, "
-                f"{report['images_per_s']:,.1f} images/s (forward {seconds['forward']:,.1f} s, "
-                f"decode {seconds['decode']:,.1f} s in {report['workers']} processes beside it, "
-                f"write {seconds['write']:,.1f} s)"
-            )
-    exit_if_failed(features.failed)
+
+
+def _account(report: Mapping[str, Any]) -> str:
+    """How fast a run was, and which stage held it up, in one sentence."""
+    seconds, busy = report["seconds"], report["busy"]
+    peak = report["peak_memory_bytes"]
+    memory = f", at most {peak / 2**30:,.1f} GB of memory" if peak else ""
+    return (
+        f"{report['images']:,} images in {seconds['wall']:,.1f} s, "
+        f"{report['images_per_s']:,.1f} images/s; slowest was {report['slowest']}, busy "
+        f"{busy[report['slowest']]:.0%} of the time (forward {seconds['forward']:,.1f} s, decode "
+        f"{seconds['decode']:,.1f} s in {report['workers']} processes, write "
+        f"{seconds['write']:,.1f} s){memory}"
+    )
