@@ -22,6 +22,7 @@ import featx.filling
 from featx.backbones import load_backbone
 from featx.cache import CacheWriter, Status, open_cache, partial_path, verify
 from featx.engines.eager import EagerEngine
+from featx.engines.openvino import is_installed
 from featx.errors import (
     CacheError,
     ImageError,
@@ -804,3 +805,71 @@ def test_a_link_to_a_cache_stays_a_link(colour_folder: Folder, tmp_path: Path) -
         extract(root, tmp_path, out=link)
         assert link.is_symlink()
         assert verify(tmp_path / "large_disk" / "a.h5").ok
+
+
+# --- the engine -----------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(not is_installed(), reason="OpenVINO has no wheel for this platform")
+def test_a_resume_replays_the_engine_of_the_run_it_continues(
+    colour_folder: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = colour_folder()
+    asked = {"engine": "auto", "batch_size": None}
+    whole = extract(root, tmp_path, out=tmp_path / "whole.h5", **asked)
+    plan = open_cache(whole.features.path).plan
+    assert (plan["engine"], plan["batch_size"]) == ("openvino", 1)
+    assert plan["versions"]["openvino"]
+    with pytest.raises(StoppedError):
+        extract(root, tmp_path, listener=stop_after(3), **asked)
+    monkeypatch.setattr("featx.engines.choice.default_engine", lambda *_: "torch-eager")
+    resumed = extract(root, tmp_path, **asked)
+    assert resumed.decision.action == "resume"
+    assert resumed.features.X.tobytes() == whole.features.X.tobytes()
+    fresh = extract(root, tmp_path, fresh=True, **asked)  # by the rule of today
+    assert open_cache(fresh.features.path).plan["engine"] == "torch-eager"
+
+
+@pytest.mark.skipif(not is_installed(), reason="OpenVINO has no wheel for this platform")
+def test_rows_of_another_engine_are_not_mixed_in_unasked(
+    colour_folder: Folder, tmp_path: Path
+) -> None:
+    root = colour_folder()
+    extract(root, tmp_path, engine="openvino", batch_size=4)
+    Image.new("RGB", (50, 50), "yellow").save(root / "red" / "new.png")
+    with pytest.raises(CacheError, match="engine: 'openvino' there, 'torch-eager' now"):
+        extract(root, tmp_path, engine="torch-eager")
+    mixed = extract(root, tmp_path, engine="torch-eager", mix_plans=True)
+    engines = [entry["plan"]["engine"] for entry in mixed.report["plans"]]
+    assert engines == ["openvino", "torch-eager"]
+
+
+def test_an_engine_that_is_no_longer_there_is_told_of_by_name(
+    colour_folder: Folder, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match="engine must be auto, torch-eager or"):
+        extract(colour_folder(per_class=1), tmp_path, engine="tensorrt")
+
+
+@pytest.mark.skipif(not is_installed(), reason="OpenVINO has no wheel for this platform")
+def test_an_engine_is_checked_on_images_of_the_folder_and_a_bad_one_is_passed_over(
+    colour_folder: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from featx.engines import choice
+
+    seen: list[np.ndarray] = []
+    check = choice.check_agreement
+
+    def spied(engine: Any, work: Any, pictures: np.ndarray) -> Any:
+        seen.append(pictures)
+        return check(engine, work, pictures)
+
+    monkeypatch.setattr(choice, "check_agreement", spied)
+    root = colour_folder(per_class=1)
+    (root / "blue" / "a.png").write_text("no picture")
+    asked = {"engine": "openvino", "batch_size": 1, "seed": 7, "max_failed": 0.5}
+    done = extract(root, tmp_path, **asked)
+    assert len(done.features.failed) == 1
+    assert seen[0].shape == (4, 64, 64, 3)  # the three good ones, and noise
+    means = seen[0][:3].mean(axis=(1, 2))
+    assert means.argmax(axis=1).tolist() == [2, 1, 0]  # blue, green, red
