@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Final, NoReturn
@@ -17,6 +17,8 @@ from featx.errors import EXIT_INTERRUPTED
 
 _IMPORTING: Final = "<frozen importlib._bootstrap>"  # the code that every import runs in
 _SHOW_CURSOR: Final = b"\r\x1b[?25h"  # a progress bar hides it
+
+_to_do: list[Callable[[], object]] = []  # before the process is ended
 
 
 def hear() -> None:
@@ -41,9 +43,26 @@ def cleaning_up() -> Iterator[None]:
         signal.signal(signal.SIGINT, end)
 
 
+@contextmanager
+def at_the_end(action: Callable[[], object]) -> Iterator[None]:
+    """Call `action` when the block is left, or when `end` ends the process in it.
+
+    `action` must import nothing: an import may be under way.
+    """
+    _to_do.append(action)
+    try:
+        yield
+    finally:
+        _to_do.remove(action)
+        action()
+
+
 def end(number: int, frame: FrameType | None) -> NoReturn:
     """A signal handler: say so, and end the process as it is."""
     words = b"featx: interrupted\n"
+    for action in _to_do:
+        with suppress(OSError):
+            action()
     with suppress(OSError):
         os.write(2, _SHOW_CURSOR + words if os.name != "nt" and os.isatty(2) else words)
     os._exit(EXIT_INTERRUPTED)

@@ -111,3 +111,21 @@ def test_what_others_have_set_stays(handler: Callable[..., None]) -> None:
     with interrupts.cleaning_up():
         assert signal.getsignal(signal.SIGINT) is handler
     assert signal.getsignal(signal.SIGINT) is handler
+
+
+def test_what_is_to_be_done_at_the_end_is_done_once_however_it_ends(tmp_path: Path) -> None:
+    done: list[str] = []
+    with interrupts.at_the_end(lambda: done.append("left")):
+        assert done == []
+    with pytest.raises(ZeroDivisionError), interrupts.at_the_end(lambda: done.append("raised")):
+        raise ZeroDivisionError
+    assert done == ["left", "raised"]
+    code = (
+        "import sys\nfrom pathlib import Path\nfrom featx.interrupts import at_the_end, end\n"
+        "with at_the_end(Path(sys.argv[1]).rmdir):\n    end(2, None)\n"
+    )
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    run = subprocess.run([sys.executable, "-c", code, os.fspath(folder)], check=False)
+    assert run.returncode == 130
+    assert not folder.exists()
