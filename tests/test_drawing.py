@@ -151,3 +151,15 @@ def test_drawing_imports_neither_torch_nor_scikit_learn():
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"
+
+
+def test_pictures_may_be_wider_than_high(tmp_path: Path) -> None:
+    files = draw_birds(tmp_path, images_per_species=2, size_px=160, aspect=0.5)
+    sizes = []
+    for file in files:
+        with Image.open(file) as image:
+            sizes.append(image.size)
+    assert all(144 <= w <= 192 and 72 <= h <= 96 for w, h in sizes)
+    for aspect in (1.5, 0.3):
+        with pytest.raises(InputError, match="size_px times aspect at least 64; got"):
+            draw_birds(tmp_path / "other", size_px=160, aspect=aspect)

@@ -44,9 +44,11 @@ def _bird(rng: np.random.Generator, size: tuple[int, int], species: str) -> Imag
     return layer.reduce(_OVERSAMPLING)
 
 
-def _picture(rng: np.random.Generator, species: str, size_px: int) -> Image.Image:
+def _picture(
+    rng: np.random.Generator, species: str, size_px: int, aspect: float = 1.0
+) -> Image.Image:
     """One complete picture: scene, shadow, bird in its light, grass before it, grain."""
-    w, h = (round(size_px * uniform(rng, 0.9, 1.2)) for _ in range(2))
+    w, h = (round(side * uniform(rng, 0.9, 1.2)) for side in (size_px, size_px * aspect))
     image, ground = scene(rng, (w, h))
     layer = _bird(rng, (w, h), species)
     alpha = layer.getchannel("A")
@@ -90,6 +92,7 @@ def draw_birds(
     seed: int = 0,
     images_per_species: int = 24,
     size_px: int = 256,
+    aspect: float = 1.0,
 ) -> tuple[Path, ...]:
     """Draw a labelled folder of birds: one class folder for each name in `SPECIES`.
 
@@ -107,6 +110,8 @@ def draw_birds(
     size_px
         About how wide and high the pictures are, in pixels, at least 64: each side of each
         picture is 0.9 to 1.2 times as long.
+    aspect
+        Height over width, at most 1: the pictures are about ``size_px * aspect`` high, at least 64.
 
     Returns
     -------
@@ -133,6 +138,11 @@ def draw_birds(
     ):
         if value < least:
             raise InputError(f"{name} must be at least {least}; got {value}")
+    if not _MIN_SIZE_PX / size_px <= aspect <= 1:
+        raise InputError(
+            f"aspect must be at most 1, and size_px times aspect at least {_MIN_SIZE_PX}; "
+            f"got {aspect} and {size_px}"
+        )
     folder = Path(folder)
     files = {
         folder / species / f"{species.lower()}_{number + 1:02d}.jpg": (species, (seed, row, number))
@@ -142,7 +152,7 @@ def draw_birds(
     _check_folder(folder, set(files))
     for file, (species, entropy) in files.items():
         # A stream for each picture: the first ten are the same whether 10 or 100 are drawn.
-        data = _jpeg(_picture(np.random.default_rng(entropy), species, size_px))
+        data = _jpeg(_picture(np.random.default_rng(entropy), species, size_px, aspect))
         if not (file.is_file() and file.read_bytes() == data):
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_bytes(data)
