@@ -14,7 +14,7 @@ import numpy as np
 from featx.backbones import Backbone
 from featx.cache import CacheWriter, Decision, cache_lock, split_counts
 from featx.devices import Device
-from featx.engines.base import Engine
+from featx.engines.base import how
 from featx.engines.choice import Running
 from featx.errors import DiskError, FeatxError, InputError, StoppedError, TooManyFailedError
 from featx.failures import StopAtFailure, check_failures, check_settled
@@ -94,7 +94,7 @@ class Filling:
         )
         listener.tell(
             f"{backbone.name} ({backbone.weights}), cut {front.cut}, "
-            f"{self.pipeline.precision} on {self.pipeline.device}, {_how(engine)}"
+            f"{self.pipeline.precision} on {self.pipeline.device}, {how(engine)}"
         )
         self._look = Look(job, rules, self._spec, self.plan, self.target, listener.tell)
 
@@ -312,14 +312,6 @@ def _planned(
         seed=options.seed,
     )
     return pipeline, plan
-
-
-def _how(engine: Engine) -> str:
-    """An engine and its batches, as people read it."""
-    side_by_side = f", {engine.concurrency} at a time" if engine.concurrency > 1 else ""
-    if engine.batch_size == 1:
-        return f"{engine.name}, single images{side_by_side}"
-    return f"{engine.name}, batches of {engine.batch_size}{side_by_side}"
 
 
 def _writer(

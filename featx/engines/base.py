@@ -71,3 +71,11 @@ class Work:
 
 class CannotRunError(Exception):
     """An engine cannot do this work on this machine; the message says why."""
+
+
+def how(engine: Engine) -> str:
+    """An engine and its batches, as people read it."""
+    side_by_side = f", {engine.concurrency} at a time" if engine.concurrency > 1 else ""
+    if engine.batch_size == 1:
+        return f"{engine.name}, single images{side_by_side}"
+    return f"{engine.name}, batches of {engine.batch_size}{side_by_side}"
