@@ -36,7 +36,7 @@ SHELVES: tuple[frozenset[str], ...] = tuple(
             {"images", "decoding", "transforms", "cache", "weights", "tracing", "pooling", "keys"},
             {"axes", "architectures", "timm_backbones", "engines", "drawing", "loading"},
             {"cut_graph", "worker"},
-            {"cut", "backbones", "featureset", "workspace", "child"},
+            {"cut", "backbones", "featureset", "workspace", "child", "limits"},
             {"forward", "specs", "plans", "heads", "failures", "isolation"},
             {"pipeline", "target"},
             {"filling"},
