@@ -37,7 +37,7 @@ SHELVES: tuple[frozenset[str], ...] = tuple(
             {"axes", "architectures", "timm_backbones", "engines", "drawing", "loading"},
             {"cut_graph", "worker"},
             {"cut", "backbones", "featureset", "workspace", "child", "limits"},
-            {"forward", "specs", "plans", "heads", "failures", "isolation"},
+            {"rates", "forward", "specs", "plans", "heads", "failures", "isolation"},
             {"pipeline", "target"},
             {"filling"},
             {"extraction", "fitting", "evaluation", "prediction", "extractor"},
