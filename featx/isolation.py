@@ -108,6 +108,11 @@ class IsolatedLoader:
                 return picture
         raise AssertionError("either attempt returns or raises")
 
+    @property
+    def processes(self) -> int:
+        """How many there are, also those being started."""
+        return len(self._all)
+
     def close(self) -> None:
         """End every process, also those at work, whose calls then raise. May be repeated."""
         with self._changed:

@@ -40,7 +40,7 @@ SHELVES: tuple[frozenset[str], ...] = tuple(
             {"rates", "forward", "specs", "plans", "heads", "failures", "isolation"},
             {"pipeline", "target"},
             {"filling"},
-            {"extraction", "fitting", "evaluation", "prediction", "extractor"},
+            {"extraction", "fitting", "evaluation", "prediction", "extractor", "stopwatch"},
             {"repairing"},
             {"report"},
             {"cli"},
