@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from featx.benching import bench as bench
     from featx.cache import verify as verify
     from featx.cut import list_cuts as list_cuts
     from featx.cut import split_at as split_at
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 _HOME: Final = {
     "FeatureExtractor": "featx.extractor",
     "FeatureSet": "featx.featureset",
+    "bench": "featx.benching",
     "evaluate": "featx.evaluation",
     "extract": "featx.extraction",
     "extract_many": "featx.extraction",

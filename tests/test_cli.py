@@ -329,6 +329,62 @@ def test_cuts_lists_where_a_network_can_be_cut() -> None:
     assert "bytes an image" in featx_("cuts", "squeezenet1_1").stdout
 
 
+BENCH = ["--backbone", "squeezenet1_1", "--weights", "random", "--engine", "torch-eager",
+         "--batch-size", "2", "--workers", "1", "--seconds", "0.05", "--device", "cpu"]  # fmt: skip
+
+
+def test_bench_names_the_bottleneck_and_leaves_nothing(
+    colour_folder: Folder, tmp_path: Path
+) -> None:
+    root = colour_folder(per_class=2)
+    made = featx_("bench", "birds", *BENCH)
+    lines = made.stdout.splitlines()
+    for line, stage in zip(
+        lines[1:6], ("decode, one core", "decode", "forward", "write", "end to end"), strict=True
+    ):
+        assert line.startswith(stage)
+        assert " of " in line
+    assert "is the bottleneck: " in lines[6]
+    assert "of the slowest stage)." in lines[6]
+    assert "measuring" in made.stderr
+    (root / "red" / "bad.jpg").write_text("no picture")
+    told = featx_("bench", "birds", *BENCH, "--json", code=3)
+    document = json.loads(told.stdout)
+    assert "is the bottleneck: " in document["verdict"]
+    assert len(document["stages"]) == 5
+    assert [image["path"] for image in document["failed"]] == ["red/bad.jpg"]
+    assert "red/bad.jpg: undecodable" in told.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["birds"]
+
+
+def test_bench_ends_in_the_codes_of_extract(
+    colour_folder: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*args: Any, **kwargs: Any) -> None:
+        raise KeyboardInterrupt
+
+    def no_network(*args: Any, **kwargs: Any) -> None:
+        raise OSError("Name or service not known")
+
+    colour_folder(per_class=2)
+    for arguments, message in (
+        (["nowhere"], "nowhere"),
+        (["birds", "--seconds", "0"], "seconds must be a number above 0"),
+        (["birds", "--decode", "quick"], "fast or exact"),
+        (["birds", "--engine", "quick"], "torch-eager"),
+        (["birds", "--cut", "nothing"], "featx cuts"),
+    ):
+        result = featx_("bench", *BENCH, *arguments, code=2)
+        assert message in result.stderr, (arguments, result.stderr)
+        assert result.stdout == ""
+    monkeypatch.setattr("urllib.request.urlopen", no_network)
+    missing = featx_("bench", "birds", *BENCH, "--weights", "default", code=7)
+    assert "https://download.pytorch.org" in missing.stderr
+    monkeypatch.setattr("featx.pipeline.run", interrupted)
+    assert featx_("bench", "birds", *BENCH, code=130).stderr.endswith("featx: interrupted\n")
+    assert [path.name for path in tmp_path.iterdir()] == ["birds"]
+
+
 def test_doctor_tells_what_this_machine_can_do() -> None:
     told = json.loads(featx_("doctor", "--json").stdout)
     assert told["versions"]["featx"] == featx.__version__

@@ -41,7 +41,7 @@ SHELVES: tuple[frozenset[str], ...] = tuple(
             {"pipeline", "target"},
             {"filling"},
             {"extraction", "fitting", "evaluation", "prediction", "extractor", "stopwatch"},
-            {"repairing"},
+            {"repairing", "benching"},
             {"report"},
             {"cli"},
             {"__main__", "__init__"},

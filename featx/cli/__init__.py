@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 
 from featx import __version__
-from featx.cli import demo, extract, heads, inspect, predict
+from featx.cli import bench, demo, extract, heads, inspect, predict
 
 app = typer.Typer(
     name="featx",
@@ -37,6 +37,7 @@ app.command("info", short_help="What is in a cache or a head.")(inspect.info)
 app.command("verify", short_help="Whether every byte of a cache is intact.")(inspect.verify)
 app.command("backbones", short_help="The networks there are.")(inspect.backbones)
 app.command("cuts", short_help="Where a network can be cut.")(inspect.cuts)
+app.command("bench", short_help="How fast each stage runs here.")(bench.bench)
 app.command("doctor", short_help="What this machine can do.")(inspect.doctor)
 
 
