@@ -10,6 +10,8 @@ from featx.featureset import FailedImage
 
 # Below this share of the slowest stage, stages that compete for the same cores are told of.
 _NOTABLE_SHARE: Final = 0.9
+# The whole cannot be faster than its slowest stage; above this it was not the same machine.
+_CREDIBLE_SHARE: Final = 1.1
 
 
 @dataclass(frozen=True)
@@ -133,6 +135,8 @@ def verdict(
     words += f"; end to end {per_s(end_to_end)} ({share:.2f} of the slowest stage)."
     if shares_cores and share < _NOTABLE_SHARE:
         words += " All stages share the processor's cores, which each had for itself before."
+    if share > _CREDIBLE_SHARE:
+        words += " The machine was busy with other work meanwhile: measure again when it is idle."
     return words
 
 

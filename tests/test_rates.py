@@ -74,6 +74,11 @@ def test_a_whole_that_is_slower_because_cores_are_shared_is_explained() -> None:
     assert "share the processor's cores" not in rates_of(100, 100, 1e5, 50, device="cuda:0").verdict
 
 
+def test_a_whole_that_is_faster_than_its_slowest_stage_is_not_believed() -> None:
+    assert "measure again when it is idle" in rates_of(100, 10, 1e5, 15).verdict
+    assert "measure again" not in rates_of(100, 10, 1e5, 10.5).verdict
+
+
 def test_a_share_is_of_the_limit_where_there_is_one() -> None:
     found = rates_of(100, 50, 1e5, 45)
     assert [rate.share for rate in found.stages] == [0.5, None, 0.25, None, None]
