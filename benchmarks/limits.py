@@ -24,7 +24,7 @@ def gemm_flops_per_s(device: str, *, reduced: bool = False) -> float:
     In fp32, without TF32, on all threads of PyTorch; in fp16 where `reduced`.
     """
     side = _SIDE[device]
-    torch.backends.cuda.matmul.fp32_precision = "ieee"
+    torch.backends.cuda.matmul.allow_tf32 = False
     a, b = torch.rand(2, side, side, device=device, dtype=torch.float16 if reduced else None)
     product = torch.mm(a, b)
     seconds = []

@@ -241,8 +241,8 @@ def answer(request: Request) -> Answer:
 
     torch.set_num_threads(request.threads)
     if request.precision == "fp32":
-        torch.backends.cuda.matmul.fp32_precision = "ieee"
-        torch.backends.cudnn.conv.fp32_precision = "ieee"  # type: ignore[attr-defined]
+        torch.backends.cuda.matmul.allow_tf32 = False
+        torch.backends.cudnn.allow_tf32 = False
     return PEERS[request.peer](request)
 
 

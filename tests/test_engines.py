@@ -8,6 +8,7 @@ import sys
 import threading
 import warnings
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from featx.engines.choice import (
     make_engine,
     openvino_batch_size,
 )
-from featx.engines.eager import EagerEngine
+from featx.engines.eager import EagerEngine, arithmetic
 from featx.engines.store import Prepared
 from featx.errors import InputError, MissingExtraError
 
@@ -299,6 +300,31 @@ def test_calls_that_overlap_do_not_write_into_each_others_features() -> None:
     for thread in threads:
         thread.join()
     assert wrong == []
+
+
+# --- CUDA's settings, as far as they can be looked at without it ----------------------------------
+
+
+def settings() -> list[Any]:
+    backends: Any = torch.backends
+    tf32 = (backends.cuda.matmul.allow_tf32, backends.cudnn.allow_tf32)  # as the compiler asks
+    return [*tf32, backends.cudnn.deterministic, backends.cudnn.benchmark]
+
+
+@pytest.mark.parametrize(("precision", "tf32"), [("fp32", False), ("tf32", True)])
+def test_precision_is_set_for_all_who_overlap_and_put_back_by_the_last(
+    precision: str, tf32: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    device, before = torch.device("cpu"), settings()
+    with ExitStack() as first:
+        first.enter_context(arithmetic(device, precision))
+        second = ExitStack()
+        second.enter_context(arithmetic(device, precision))
+        first.close()  # the first to come goes first
+        assert settings() == [tf32, tf32, True, False]
+        second.close()
+    assert settings() == before
 
 
 # --- memory ---------------------------------------------------------------------------------------

@@ -100,16 +100,10 @@ def _cuda_settings(precision: str) -> Iterator[None]:
     with _lock:
         if not _n_users:
             _held.append(
-                (
-                    matmul.fp32_precision,
-                    cudnn.conv.fp32_precision,
-                    cudnn.deterministic,
-                    cudnn.benchmark,
-                )
+                (matmul.allow_tf32, cudnn.allow_tf32, cudnn.deterministic, cudnn.benchmark)
             )
-            wanted = "tf32" if precision == "tf32" else "ieee"
-            matmul.fp32_precision = wanted
-            cudnn.conv.fp32_precision = wanted
+            # not by `fp32_precision`: after that PyTorch's compiler refuses to look at these
+            matmul.allow_tf32 = cudnn.allow_tf32 = precision == "tf32"
             cudnn.deterministic, cudnn.benchmark = True, False
         _n_users += 1
     try:
@@ -118,9 +112,5 @@ def _cuda_settings(precision: str) -> Iterator[None]:
         with _lock:
             _n_users -= 1
             if not _n_users:
-                (
-                    matmul.fp32_precision,
-                    cudnn.conv.fp32_precision,
-                    cudnn.deterministic,
-                    cudnn.benchmark,
-                ) = _held.pop()
+                matmul.allow_tf32, cudnn.allow_tf32, *others = _held.pop()
+                cudnn.deterministic, cudnn.benchmark = others
