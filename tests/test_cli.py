@@ -389,6 +389,8 @@ def test_doctor_tells_what_this_machine_can_do() -> None:
     told = json.loads(featx_("doctor", "--json").stdout)
     assert told["versions"]["featx"] == featx.__version__
     assert told["device"]
+    assert told["engine"] in ("openvino", "torch-eager")
+    assert told["prepared networks"].endswith("engines")
     assert "torch" in featx_("doctor").stdout
 
 

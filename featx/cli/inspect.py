@@ -250,7 +250,7 @@ def cuts(
 
 _PACKAGES = (
     "featx", "torch", "torchvision", "h5py", "numpy", "scikit-learn", "pillow", "simplejpeg",
-    "safetensors", "timm", "pillow-heif",
+    "safetensors", "openvino", "timm", "pillow-heif",
 )  # fmt: skip
 
 
@@ -259,7 +259,9 @@ def doctor(cache_dir: CacheDir = Path("cache"), json_output: Json = False) -> No
     """What this machine can do: devices, versions, decoders, weights on disk, free space."""
     import torch
 
-    from featx.devices import default_batch_size, resolve_device
+    from featx.devices import resolve_device
+    from featx.engines.choice import default_engine
+    from featx.engines.store import folder as engine_folder
     from featx.weights import checkpoint_folder
 
     device = resolve_device("auto")
@@ -271,7 +273,7 @@ def doctor(cache_dir: CacheDir = Path("cache"), json_output: Json = False) -> No
         "python": platform.python_version(),
         "versions": {name: _version(name) for name in _PACKAGES},
         "device": str(device),
-        "batch size": default_batch_size(device),
+        "engine": default_engine(device, "fp32"),
         "cuda devices": [
             torch.cuda.get_device_name(i)
             for i in range(torch.cuda.device_count() if torch.cuda.is_available() else 0)
@@ -282,6 +284,7 @@ def doctor(cache_dir: CacheDir = Path("cache"), json_output: Json = False) -> No
         "HEIC": "yes"
         if importlib.util.find_spec("pillow_heif")
         else "no: pip install 'featx[heic]'",
+        "prepared networks": str(engine_folder()),
         "weights folder": str(weights),
         "weights on disk": sorted(p.name for p in weights.glob("*.pth"))
         if weights.is_dir()
