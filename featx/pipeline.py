@@ -239,6 +239,7 @@ def pipeline_of_spec(
     plan: Mapping[str, Any],
     *,
     weights: str | None = None,
+    engine: str = "auto",
     device: str = "auto",
     precision: str | None = None,
     batch_size: int | None = None,
@@ -259,8 +260,7 @@ def pipeline_of_spec(
     _check_record(spec, plan)
     recorded = plan["weights"]
     options = options_of_spec(spec, plan, weights=weights, device=device, batch_size=batch_size)
-    if precision is not None:
-        options = replace(options, precision=precision)
+    options = replace(options, engine=engine, precision=precision or options.precision)
     _check_recorded_file(recorded, weights, spec)
     pipeline = build_pipeline(
         options,

@@ -79,6 +79,7 @@ def predict(
     images: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
     *,
     weights: str | None = None,
+    engine: str = "auto",
     device: str = "auto",
     precision: str | None = None,
     batch_size: int | None = None,
@@ -95,7 +96,7 @@ def predict(
         are used as they are, without a forward pass.
     weights : the backbone's weights file or entry; by default where it lay when the features were
         made, else its published name.
-    device, batch_size, workers : how to run; by the fixed rules where not given.
+    engine, device, batch_size, workers : how to run; by the fixed rules where not given.
     precision : arithmetic of the backbone; by default that of the features the head was fitted on.
     start, progress : called with the number of images, and with how many more are done.
 
@@ -127,6 +128,7 @@ def predict(
         file.metadata["cache"]["spec"],
         file.metadata["cache"]["plan"],
         weights=weights,
+        engine=engine,
         device=device,
         precision=precision,
         batch_size=batch_size,

@@ -248,3 +248,13 @@ def test_timms_own_weights_are_found_again_by_their_default_name() -> None:
     assert _recorded_weights(recorded, "timm:resnet18") == "default"
     assert _recorded_weights({"name": "random"}, "timm:resnet18") == "random"
     assert _recorded_weights({"name": "IMAGENET1K_V2"}, "resnet50") == "IMAGENET1K_V2"
+
+
+def test_predictions_run_on_the_engine_that_is_asked_for(fitted: tuple[Path, Path, Path]) -> None:
+    root, _, head = fitted
+    files = sorted((root / "red").iterdir())[:2]
+    expected = featx.predict(head, files)
+    eager = featx.predict(head, files, engine="torch-eager")
+    assert np.allclose(eager.probabilities, expected.probabilities, atol=1e-4)
+    with pytest.raises(InputError, match="torch-cudagraph runs on CUDA"):
+        featx.predict(head, files, engine="torch-cudagraph", device="cpu")

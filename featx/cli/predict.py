@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, TextIO
 
 import typer
 
-from featx.cli.options import BatchSize, Device, Seed, Workers
+from featx.cli.options import BatchSize, Device, Engine, Seed, Workers
 from featx.cli.output import (
     command,
     exit_if_failed,
@@ -55,6 +55,7 @@ def predict(
         str | None,
         typer.Option(help="The backbone's weights, where they are not found by themselves."),
     ] = None,
+    engine: Engine = "auto",
     device: Device = "auto",
     precision: Annotated[
         str | None, typer.Option(help="fp32, tf32, bf16 or fp16; as for the head's features.")
@@ -70,6 +71,7 @@ def predict(
             head,
             _expand_stdin(images),
             weights=weights,
+            engine=engine,
             device=device,
             precision=precision,
             batch_size=batch_size,
