@@ -380,7 +380,7 @@ def test_bench_ends_in_the_codes_of_extract(
     monkeypatch.setattr("urllib.request.urlopen", no_network)
     missing = featx_("bench", "birds", *BENCH, "--weights", "default", code=7)
     assert "https://download.pytorch.org" in missing.stderr
-    monkeypatch.setattr("featx.pipeline.run", interrupted)
+    monkeypatch.setattr("featx.pipeline.run_lanes", interrupted)
     assert featx_("bench", "birds", *BENCH, code=130).stderr.endswith("featx: interrupted\n")
     assert [path.name for path in tmp_path.iterdir()] == ["birds"]
 
