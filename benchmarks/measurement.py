@@ -112,7 +112,7 @@ def _exact(request: Request, reference: Run, result: Result, runner: Runner) -> 
     """featx's exact features, compared with the script's: the torch engine's, then its own."""
     exact = replace(request, peer="featx", options=(*_EXACT, *request.options))
     if has_option("engine"):
-        torch = replace(exact, options=(*_EXACT, "--engine", "torch"))
+        torch = replace(exact, options=(*_EXACT, "--engine", "torch-eager"))
         what, bound = "exact, torch engine", TORCH_BOUND if request.device == "cpu" else FP32_BOUND
         _judge(result, compare("featx", runner(torch), reference, bound, what=what))
         what, bound = "exact", FP32_BOUND
