@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from featx.backbones import Backbone
 from featx.errors import InputError
@@ -17,6 +17,9 @@ from featx.filling import fill_caches
 from featx.images import list_images
 from featx.specs import ExtractOptions, ExtractRules
 from featx.target import Job, target_of
+
+# What decides which pixels are found where; one image list and one decoded image serve all caches.
+_SHARED: Final = ("decode", "exif", "max_pixels", "label_from", "split_folders")
 
 
 def extract(
@@ -163,10 +166,18 @@ def run_extractions(
     Parameters
     ----------
     images, cache_dir, **rules : as of `extract`.
-    asked : what each cache is to hold; the rules of the image list are those of the first.
+    asked : what each cache is to hold. How images are listed and decoded is the same for all.
     out : the cache file, where there is but one.
     listener : is told what is done.
+
+    Raises
+    ------
+    InputError
+        `asked` differ in how images are listed or decoded; and as `extract_many`.
     """
+    for name in _SHARED:
+        if len({getattr(options, name) for options in asked}) > 1:
+            raise InputError(f"{name} must be the same for all that is extracted in one pass")
     if out is not None and len(asked) > 1:
         raise InputError(f"--out names one cache, but {len(asked)} are asked for; use --cache-dir")
     listener, checked = listener or Listener(), ExtractRules(**rules)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -247,13 +247,12 @@ def _compute(begun: Sequence[Filling], table: ImageTable, listener: Listener) ->
                     first = first or error
         if first:
             raise first
-    except DiskError:
-        raise  # nothing more can be written; what was committed before is kept
-    except BaseException:  # Ctrl-C, or memory that ran out: keep every row that is written
+    except BaseException as error:  # Ctrl-C, memory that ran out: keep every row that is written
         for filling in begun:
             if filling.extraction is None:
-                filling.commit()
-        raise
+                with suppress(DiskError):  # nothing more can be written there
+                    filling.commit()
+        raise error
 
 
 def make_report(times: StageTimes, decision: Decision) -> dict[str, Any]:

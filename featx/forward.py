@@ -134,9 +134,9 @@ def run_lanes(
     Decoding, networks and writing go on at the same time: `load` in threads of its own, each engine
     in as many as it takes calls at once, and the sinks in the thread that calls this function.
 
-    Every item is settled exactly once in every lane that wants it, and in order: `put` with the row
-    it came with, or `fail`. A bad image takes no slot of a batch; the last batch is padded to the
-    engine's fixed shape.
+    Every item is settled exactly once in every lane that wants it: `put` with the row it came with,
+    in the order of the items, or `fail`, once the batches that were full before it are settled. A
+    bad image takes no slot of a batch; the last batch is padded to the engine's fixed shape.
 
     Parameters
     ----------

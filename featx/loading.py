@@ -106,6 +106,10 @@ class ManyLoader:
 
     loaders: tuple[Loader, ...]
 
+    def __post_init__(self) -> None:
+        rules = {(loader.options, loader.mode) for loader in self.loaders}
+        assert len(rules) == 1, "they would decode a file in different ways"
+
     @property
     def shape(self) -> tuple[int, ...]:
         """Of the flat pixels."""

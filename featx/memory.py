@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 
@@ -10,9 +11,13 @@ _STATUS = Path("/proc/self/status")
 
 def peak_memory_bytes() -> int | None:
     """The most memory this process has had in RAM so far; None where the system does not tell."""
-    if _STATUS.exists():  # getrusage's figure has the peak of the process that started this one
+    try:  # first, as getrusage's figure has the peak of the process that started this one
         text = _STATUS.read_text("ascii", "replace")
-        return int(text.split("VmHWM:")[1].split()[0]) * 1024
+    except OSError:
+        text = ""
+    told = re.search(r"^VmHWM:\s*(\d+) kB", text, re.MULTILINE)
+    if told:
+        return int(told[1]) * 1024
     try:
         import resource
     except ImportError:  # Windows

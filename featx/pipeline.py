@@ -162,7 +162,7 @@ def build_pipeline(
     decode = DecodeOptions(exif=options.exif, max_pixels=options.max_pixels)
     loader = Loader(backbone.transform, decode, mode=options.decode)  # type: ignore[arg-type]
     replayed = replay(backbone, device) if replay else Running(n_images=n_images)
-    running = _running(options, replayed)
+    running = replace(_running(options, replayed), samples=samples)
     assert running.threads is not None
     work = Work(
         front,
@@ -190,6 +190,7 @@ def _running(options: ExtractOptions, replayed: Running) -> Running:
         threads=replayed.threads or torch.get_num_threads(),
         insists=insists,
         n_images=replayed.n_images,
+        suits=None if options.batch_size else replayed.suits,
     )
 
 

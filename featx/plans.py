@@ -61,7 +61,8 @@ def replayed(plan: Mapping[str, Any]) -> Running:
         value if type(value := plan.get(name)) is int and value > 0 else None
         for name in ("batch_size", "threads")
     )
-    return Running(engine if engine in ENGINES else None, batch_size, threads)
+    known = engine if engine in ENGINES else None
+    return Running(known, batch_size, threads, suits=known)
 
 
 def _versions_of_extras(backbone: str, engine: str) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
 import subprocess
 import sys
@@ -194,9 +195,10 @@ def test_an_engine_that_differs_in_a_single_row_is_found_out() -> None:
 
 
 def test_an_engine_of_less_precision_is_judged_by_the_angle() -> None:
-    assert check_agreement(Off(3.0), work(precision="bf16"), pictures(4))[
-        "least_cosine"
-    ] == pytest.approx(1)
+    facts = check_agreement(Off(1.01), work(precision="bf16"), pictures(4))
+    assert facts["least_cosine"] == pytest.approx(1)
+    with pytest.raises(CannotRunError, match=r"0\.333 as long as PyTorch's"):
+        check_agreement(Off(3.0, rows=1), work(precision="bf16"), pictures(4))
     with pytest.raises(CannotRunError, match=r"cosine of -1\.0000"):
         check_agreement(Off(-1.0, rows=1), work(precision="bf16"), pictures(4))
 
@@ -460,3 +462,126 @@ def test_preparing_says_nothing(capfd: pytest.CaptureFixture[str]) -> None:
         warnings.simplefilter("error")
         make_engine(work(), Running(threads=1), pictures)
     assert capfd.readouterr() == ("", "")
+
+
+# --- what goes wrong, and passes ------------------------------------------------------------------
+
+
+@needs_openvino
+def test_what_may_pass_is_not_remembered_as_a_refusal(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_memory(*arguments: Any, **keywords: Any) -> Any:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.export, "export", no_memory)
+        with pytest.warns(RuntimeWarning, match="openvino is not used: .* can't allocate memory"):
+            assert make_engine(work(), Running(threads=1), pictures).name == "torch-eager"
+    assert make_engine(work(), Running(threads=1), pictures).name == "openvino"
+
+
+@needs_openvino
+@pytest.mark.parametrize("error", [ImportError("libtbb.so.12"), OSError("libtbb.so.12")])
+def test_an_openvino_that_cannot_be_imported_is_told_of(
+    error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail() -> Any:
+        raise error
+
+    monkeypatch.setattr(openvino, "import_openvino", fail)
+    with pytest.warns(RuntimeWarning, match=r"cannot be imported: libtbb\.so\.12"):
+        assert make_engine(work(), Running(threads=1), pictures).name == "torch-eager"
+    with pytest.raises(InputError, match="engine openvino cannot be used here: OpenVINO cannot"):
+        make_engine(work(), Running("openvino", threads=1, insists=True), pictures)
+
+
+def test_an_engine_of_an_earlier_run_that_is_gone_leaves_its_batch_size_behind(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def gone(name: str) -> str:
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(openvino.importlib.metadata, "version", gone)
+    replayed = Running("openvino", 1, 1, suits="openvino")
+    with pytest.warns(RuntimeWarning, match="openvino is not used: OpenVINO is not installed"):
+        assert make_engine(work(), replayed, pictures).batch_size == 16
+    given = Running("openvino", 1, 1)
+    with pytest.warns(RuntimeWarning, match="is not installed"):
+        assert make_engine(work(), given, pictures).batch_size == 1
+
+
+@needs_openvino
+def test_no_room_for_temporary_files_is_no_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*arguments: Any, **keywords: Any) -> None:
+        raise RuntimeError("Can't open bin file.")
+
+    monkeypatch.setattr(openvino.import_openvino(), "save_model", full)
+    with pytest.warns(RuntimeWarning, match="it cannot be prepared: Can't open bin file"):
+        assert make_engine(work(), Running(threads=1), pictures).name == "torch-eager"
+
+
+@needs_openvino
+def test_what_was_compared_on_noise_alone_is_compared_again_on_photographs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    compared: list[int] = []
+    check = choice.check_agreement
+
+    def counted(engine: Any, work_: Work, shown: np.ndarray) -> dict[str, Any]:
+        compared.append(len(shown))
+        return check(engine, work_, shown)
+
+    monkeypatch.setattr(choice, "check_agreement", counted)
+    photographs = Running(threads=1, samples=[Path("a.jpg")])
+    for running, n in ((Running(threads=1), 1), (Running(threads=1), 1), (photographs, 3)):
+        make_engine(work(), running, lambda n=n: pictures(n))  # type: ignore[misc]
+    make_engine(work(), photographs, pictures)
+    assert compared == [1, 3]
+
+
+def test_where_two_batches_do_not_fit_one_at_a_time_is_tried_before_smaller_ones(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(choice, "_ACCELERATORS", ("cpu",))
+    made: list[tuple[int, int]] = []
+
+    def try_out(engine: Any, work_: Work) -> None:
+        made.append((engine.batch_size, engine.concurrency))
+        if engine.batch_size * engine.concurrency > 16:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    class TwoAtATime(EagerEngine):
+        def __init__(self, work_: Work, *, batch_size: int) -> None:
+            super().__init__(work_, batch_size=batch_size)
+            self.concurrency = 2
+
+    monkeypatch.setattr(choice, "_try_out", try_out)
+    monkeypatch.setattr(choice, "EagerEngine", TwoAtATime)
+    engine = make_engine(work(), Running("torch-eager", 16, 1, suits="torch-eager"), pictures)
+    assert (engine.batch_size, engine.concurrency) == (16, 1)
+    assert made == [(16, 2), (16, 1)]
+
+
+def test_a_check_that_compares_nothing_is_not_passed() -> None:
+    class Nothing(Tiny):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return super().forward(images) * torch.nan
+
+    engine = EagerEngine(work(Nothing().eval()), batch_size=1)
+    with pytest.raises(CannotRunError, match="PyTorch's features are not finite"):
+        check_agreement(engine, work(Nothing().eval()), pictures(2))
+    flat = Off(1.0)
+    flat.feature_shape = (2, 4)  # type: ignore[assignment]
+    with pytest.raises(CannotRunError, match=r"its features are \(2, 4\), PyTorch's \(8,\)"):
+        check_agreement(flat, work(), pictures(2))
+
+
+def test_features_of_zeros_agree_with_zeros() -> None:
+    class Dark(Tiny):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return super().forward(images) * 0
+
+    front = Dark().eval()
+    for precision in ("fp32", "bf16"):
+        asked = work(front, precision=precision)
+        facts = check_agreement(EagerEngine(work(front), batch_size=1), asked, pictures(2))
+        assert facts["checked_on"] == 2

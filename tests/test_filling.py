@@ -186,6 +186,8 @@ def test_what_cannot_be_asked_for_together_is_refused(
         combinations(options(), ["a", "b", "c"], ["penultimate"], ["random", "default"])
     with pytest.raises(InputError, match="--out names one cache, but 2 are asked for"):
         run_extractions(root, [options()] * 2, out=tmp_path / "a.h5")
+    with pytest.raises(InputError, match="exif must be the same for all"):
+        run_extractions(root, [options(), options(backbone="resnet18", exif=False)])
     assert not list(tmp_path.glob("*.h5*"))
     assert not partial_path(tmp_path / "a.h5").exists()
 

@@ -49,7 +49,8 @@ def bench(
     """Measure how fast each stage of extract runs on this machine, and name the bottleneck.
 
     Decoding, the network and writing run one by one, then all together, as extract runs them, and
-    each beside what the machine could do at best. Nothing is left on the disk.
+    each beside what the machine could do at best. Nothing but a network prepared for its
+    engine is left on the disk.
     """
     from featx.benching import bench as measure
 

@@ -70,7 +70,16 @@ class Work:
 
 
 class CannotRunError(Exception):
-    """An engine cannot do this work on this machine; the message says why."""
+    """An engine cannot do this work on this machine; the message says why.
+
+    Attributes
+    ----------
+    lasting : whether it will be the same the next time, because the network itself is the reason.
+    """
+
+    def __init__(self, message: str, *, lasting: bool = False) -> None:
+        super().__init__(message)
+        self.lasting = lasting
 
 
 def how(engine: Engine) -> str:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import importlib.metadata
 import platform
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -15,7 +16,8 @@ import numpy as np
 from featx.devices import Device, Precision, default_batch_size
 from featx.engines.base import CannotRunError, Engine, Work
 from featx.engines.eager import EagerEngine
-from featx.engines.openvino import OpenVinoEngine, import_openvino, is_installed, prepare
+from featx.engines.openvino import OpenVinoEngine, is_installed, prepare, processor
+from featx.engines.openvino import version as openvino_version
 from featx.engines.store import FOLDER_VARIABLE, Prepared, load_prepared, save_prepared
 from featx.errors import InputError, MissingExtraError
 
@@ -26,8 +28,9 @@ ENGINES: Final = (EAGER, "torch-compiled", "torch-cudagraph", OPENVINO)
 _ACCELERATORS: Final = ("cuda", "mps")
 
 # Largest difference max|a - b| / max|b| of any checked row from PyTorch in fp32, where the engine
-# computes in fp32; and least cosine where it computes in less.
+# computes in fp32; where it computes in less, least ratio of two lengths and least cosine.
 MAX_DIFFERENCE: Final = 1e-4
+MIN_LENGTH: Final = 0.95
 MIN_COSINE: Final = {"tf32": 0.9999, "bf16": 0.999, "fp16": 0.9999}
 
 
@@ -42,6 +45,8 @@ class Running:
     threads : of the CPU.
     insists : whether no other engine will do.
     n_images : that there are, where it is known: no batch need be larger.
+    suits : the engine that `batch_size` was chosen for by an earlier run; None where it was given.
+    samples : the image files that engines can be compared on.
     """
 
     engine: str | None = None
@@ -49,6 +54,8 @@ class Running:
     threads: int | None = None
     insists: bool = False
     n_images: int | None = None
+    suits: str | None = None
+    samples: Sequence[Path] = ()
 
 
 def default_engine(device: Device, precision: Precision) -> str:
@@ -89,7 +96,7 @@ def make_engine(work: Work, running: Running, pictures: Callable[[], np.ndarray]
     ----------
     work : what it is to do.
     running : what is asked; `threads` is given.
-    pictures : gives (m, h, w, 3) uint8, what it is compared on.
+    pictures : gives (m, h, w, 3) uint8, what it is compared on: photographs, the last is noise.
 
     Raises
     ------
@@ -110,6 +117,8 @@ def make_engine(work: Work, running: Running, pictures: Callable[[], np.ndarray]
                 RuntimeWarning,
                 stacklevel=2,
             )
+            if running.suits not in (None, EAGER):
+                running = replace(running, batch_size=None)
     return _with_room(lambda size: EagerEngine(work, batch_size=size), work, running)
 
 
@@ -124,18 +133,24 @@ def _with_room(make: Callable[[int], Engine], work: Work, running: Running) -> E
     size = running.batch_size or default_batch_size(work.device)
     if running.batch_size is None and running.n_images is not None:
         size = max(1, min(size, running.n_images))
+    one_by_one = False
     while True:
         try:
             engine = make(size)
+            if one_by_one:
+                engine.concurrency = 1
             if work.device.kind in _ACCELERATORS:
                 _try_out(engine, work)
             return engine
         except torch.OutOfMemoryError:
+            if work.device.kind == "cuda":
+                torch.cuda.empty_cache()
+            if not one_by_one:  # the same bits in less memory
+                one_by_one = True
+                continue
             if running.batch_size is not None or size == 1:
                 raise
             size = (size + 1) // 2
-            if work.device.kind == "cuda":
-                torch.cuda.empty_cache()
 
 
 def _try_out(engine: Engine, work: Work) -> None:
@@ -156,14 +171,20 @@ def _make_openvino(
     if prepared is not None:
         if "refused" in prepared.facts:
             raise CannotRunError(str(prepared.facts["refused"]))
-        return _openvino(prepared, batch_size, running, work)
-    try:
-        prepared = prepare(work, batch_size)
         engine = _openvino(prepared, batch_size, running, work)
-        facts = check_agreement(engine, work, pictures())
-    except CannotRunError as error:
-        _keep(key, Prepared(b"", b"", {"refused": str(error)}))
-        raise
+        if prepared.facts.get("photographs") or not running.samples:
+            return engine
+    else:
+        try:
+            prepared = prepare(work, batch_size)
+        except CannotRunError as error:
+            if error.lasting:
+                _keep(key, Prepared(b"", b"", {"refused": str(error)}))
+            raise
+        engine = _openvino(prepared, batch_size, running, work)
+    shown = pictures()
+    # where it was noise alone, the next run that has photographs compares again
+    facts = {**check_agreement(engine, work, shown), "photographs": len(shown) - 1}
     _keep(key, Prepared(prepared.graph, prepared.weights, facts))
     return engine
 
@@ -241,11 +262,17 @@ def check_agreement(engine: Engine, work: Work, pictures: np.ndarray) -> dict[st
     ]
     ours = np.concatenate([a for a, _ in pairs]).astype(np.float64)
     theirs = np.concatenate([b for _, b in pairs]).astype(np.float64)
-    finite = np.isfinite(theirs).all(axis=1)  # what overflows in fp32 proves nothing
+    finite = np.asarray(np.isfinite(theirs).all(axis=1))  # what overflows in fp32 proves nothing
     if not np.isfinite(ours[finite]).all():
         raise CannotRunError("its features are not all finite where PyTorch's are")
     ours, theirs = ours[finite], theirs[finite]
-    facts: dict[str, Any] = {"checked_on": len(pictures)}
+    if engine.feature_shape != reference.feature_shape:
+        raise CannotRunError(
+            f"its features are {engine.feature_shape}, PyTorch's {reference.feature_shape}"
+        )
+    if not finite.any():
+        raise CannotRunError("PyTorch's features are not finite, so it cannot be compared")
+    facts: dict[str, Any] = {"checked_on": int(finite[: len(pictures)].sum())}
     tiny = np.finfo(np.float64).tiny
     if work.precision == "fp32":
         scale = np.maximum(np.abs(theirs).max(axis=1, initial=0), tiny)
@@ -256,8 +283,17 @@ def check_agreement(engine: Engine, work: Work, pictures: np.ndarray) -> dict[st
                 f"{MAX_DIFFERENCE:.0e}"
             )
         return {**facts, "largest_difference": worst}
-    norms = np.linalg.norm(ours, axis=1) * np.linalg.norm(theirs, axis=1)
-    cosine = float(((ours * theirs).sum(axis=1) / np.maximum(norms, tiny)).min(initial=1))
+    norms, expected = np.linalg.norm(ours, axis=1), np.linalg.norm(theirs, axis=1)
+    both = (norms > 0) | (expected > 0)  # two vectors of zeros agree
+    ours, theirs, norms, expected = (values[both] for values in (ours, theirs, norms, expected))
+    ratio = float((np.minimum(norms, expected) / np.maximum(norms, expected)).min(initial=1))
+    if ratio < MIN_LENGTH:
+        raise CannotRunError(
+            f"its features in {work.precision} are {ratio:.3f} as long as PyTorch's in fp32, or "
+            f"longer by as much, less than {MIN_LENGTH}"
+        )
+    lengths = np.maximum(norms * expected, tiny)
+    cosine = float(((ours * theirs).sum(axis=1) / lengths).min(initial=1))
     if cosine < MIN_COSINE[work.precision]:
         raise CannotRunError(
             f"its features in {work.precision} have a cosine of {cosine:.4f} with PyTorch's in "
@@ -274,19 +310,28 @@ def _batches(pictures: np.ndarray, batch_size: int) -> list[np.ndarray]:
 
 def _key(work: Work, batch_size: int) -> dict[str, Any]:
     """All that a prepared network, and its check on this machine, depend on."""
-    core = import_openvino().Core()
+    packages = ["featx", "torch", "torchvision"]
+    packages += ["timm"] * str(work.identity.get("backbone")).startswith("timm:")
     return {
         "engine": OPENVINO,
         "batch_size": batch_size,
         "precision": work.precision,
         "input_size": list(work.input_size),
         "identity": dict(work.identity),
-        "processor": [platform.machine(), core.get_property("CPU", "FULL_DEVICE_NAME")],
+        "processor": [platform.machine(), processor()],
         "versions": {
-            name: importlib.metadata.version(name)
-            for name in ("featx", "openvino", "torch", "torchvision")
+            OPENVINO: openvino_version(),
+            **{name: _version(name) for name in packages},
         },
     }
+
+
+def _version(name: str) -> str:
+    """Of an installed package; empty where it runs without being installed."""
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return ""
 
 
 def _keep(key: Mapping[str, Any], prepared: Prepared) -> None:

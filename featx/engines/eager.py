@@ -44,6 +44,8 @@ class EagerEngine:
             self._streams.put(torch.cuda.Stream(self.device) if is_cuda else None)
         blank = np.zeros((1, *work.input_size, 3), np.uint8)
         self.feature_shape: tuple[int, ...] = tuple(self._features(blank).shape[1:])
+        if self.device.type == "cuda":  # what was done on the default stream is there for all
+            torch.cuda.synchronize(self.device)
 
     def __call__(self, pixels: np.ndarray) -> np.ndarray:
         assert len(pixels) == self.batch_size, f"{len(pixels)} images, not {self.batch_size}"

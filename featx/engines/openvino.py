@@ -8,6 +8,7 @@ neither the number of threads nor an image's neighbours can change a bit of its 
 from __future__ import annotations
 
 import contextlib
+import importlib.metadata
 import importlib.util
 import logging
 import queue
@@ -24,6 +25,10 @@ from featx.engines.base import CannotRunError, Work
 from featx.engines.store import Prepared
 
 _TELEMETRY: Final = "openvino_telemetry"
+# Of OpenVINO's importer, and of PyTorch's exporter: what a graph cannot hold.
+_REFUSALS: Final = frozenset(
+    {"OpConversionFailure", "Unsupported", "UserError", "GuardOnDataDependentSymNode"}
+)
 _HINT: Final = {"fp32": "f32", "bf16": "bf16"}
 
 
@@ -69,7 +74,7 @@ class OpenVinoEngine:
     def __init__(
         self, prepared: Prepared, *, batch_size: int, threads: int, precision: str = "fp32"
     ) -> None:
-        openvino = import_openvino()
+        openvino = _imported()
         self.batch_size = batch_size
         self.concurrency = threads
         core = openvino.Core()
@@ -118,7 +123,7 @@ def prepare(work: Work, batch_size: int) -> Prepared:
     """
     import torch
 
-    openvino = import_openvino()
+    openvino = _imported()
     whole = _whole(work)
     blank = torch.zeros((batch_size, *work.input_size, 3), dtype=torch.uint8)
     try:
@@ -134,11 +139,46 @@ def prepare(work: Work, batch_size: int) -> Prepared:
     except MemoryError:
         raise
     except Exception as error:
-        raise CannotRunError(f"it cannot be converted: {_first_line(error)}") from error
-    with tempfile.TemporaryDirectory() as folder:
-        graph, weights = Path(folder, "network.xml"), Path(folder, "network.bin")
-        openvino.save_model(model, graph, compress_to_fp16=False)
-        return Prepared(graph.read_bytes(), weights.read_bytes(), {})
+        raise CannotRunError(
+            f"it cannot be converted: {_first_line(error)}", lasting=_is_of_the_network(error)
+        ) from error
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            graph, weights = Path(folder, "network.xml"), Path(folder, "network.bin")
+            openvino.save_model(model, graph, compress_to_fp16=False)
+            return Prepared(graph.read_bytes(), weights.read_bytes(), {})
+    except (OSError, RuntimeError) as error:  # the folder for temporary files is full, say
+        raise CannotRunError(f"it cannot be prepared: {_first_line(error)}") from error
+
+
+def version() -> str:
+    """The installed version; `CannotRunError` where there is none."""
+    try:
+        return importlib.metadata.version(OpenVinoEngine.name)
+    except importlib.metadata.PackageNotFoundError as error:
+        raise CannotRunError("OpenVINO is not installed") from error
+
+
+def processor() -> str:
+    """The CPU's name, as OpenVINO tells it; `CannotRunError` where it cannot be imported."""
+    name: str = _imported().Core().get_property("CPU", "FULL_DEVICE_NAME")
+    return name
+
+
+def _imported() -> Any:
+    try:
+        return import_openvino()
+    except (ImportError, OSError) as error:
+        raise CannotRunError(f"OpenVINO cannot be imported: {_first_line(error)}") from error
+
+
+def _is_of_the_network(error: Exception) -> bool:
+    """Whether PyTorch's exporter or OpenVINO's importer refused the network for what it is.
+
+    Other errors, such as want of memory, may have passed by the next time.
+    """
+    kinds = {kind.__name__ for kind in type(error).__mro__}
+    return bool(kinds & _REFUSALS)
 
 
 def _whole(work: Work) -> Any:

@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import tempfile
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ FOLDER_VARIABLE: Final = "FEATX_ENGINE_FOLDER"
 _MAGIC: Final = b"featx prepared network 1\n"
 _SUFFIX: Final = ".engine"
 _MAX_HEADER_BYTES: Final = 1 << 20
+_ABANDONED_S: Final = 3_600  # no file takes so long to write
 _MAX_TOTAL_BYTES: Final = 4 << 30  # a dozen large networks; the longest unused go first
 
 
@@ -126,12 +128,17 @@ def _unpacked(data: bytes, key: Mapping[str, Any]) -> Prepared | None:
 
 
 def _make_room(newest: Path) -> None:
-    """Remove the longest unused files beyond `_MAX_TOTAL_BYTES`, and what a crash left behind."""
+    """Remove the longest unused files beyond `_MAX_TOTAL_BYTES`, and what a crash left behind.
+
+    The newest stays, however large it is.
+    """
     found = []
     for path in newest.parent.iterdir():
         with contextlib.suppress(OSError):  # another run may be doing the same
-            if path.suffix in (_SUFFIX, ".tmp") and path != newest:
-                status = path.stat()
+            status = path.stat()
+            if path.suffix == ".tmp" and time.time() - status.st_mtime > _ABANDONED_S:
+                path.unlink()
+            elif path.suffix == _SUFFIX and path != newest:
                 found.append((status.st_mtime_ns, status.st_size, path))
     room = _MAX_TOTAL_BYTES - newest.stat().st_size
     for _, size_bytes, path in sorted(found, reverse=True):
