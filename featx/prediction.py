@@ -16,7 +16,7 @@ from featx.featureset import FailedImage, FeatureSet, load_intact
 from featx.heads.cached import check_fits, load_recorded, probabilities
 from featx.heads.file import HeadFile
 from featx.images import display_names, expand_inputs
-from featx.pipeline import pipeline_of_spec
+from featx.recorded import pipeline_of_spec
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from featx.featureset import feature_set
 from featx.filling import Extraction, Listener, fill_caches
 from featx.image_sources import mtime_ns
 from featx.images import ImageTable, list_images
-from featx.pipeline import options_of_spec
+from featx.recorded import options_of_spec
 from featx.specs import ExtractRules
 from featx.target import Job
 from featx.transforms import Transform

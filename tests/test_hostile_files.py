@@ -27,7 +27,7 @@ from featx.errors import CacheError, HeadError, WeightsError
 from featx.evaluation import evaluate
 from featx.fitting import fit_head
 from featx.heads import LogisticHead, load_head, save_head
-from featx.pipeline import pipeline_of_spec
+from featx.recorded import pipeline_of_spec
 from featx.weights import is_local_weights, read_state_dict
 from featx.workspace import cache_of_head
 
@@ -431,7 +431,7 @@ def test_a_recorded_weights_path_that_never_ends_is_not_read(
         tmp_path / "huge.pth",
         Path("/dev/zero"),
     ]
-    monkeypatch.setattr("featx.pipeline.sha256_file", None)
+    monkeypatch.setattr("featx.recorded.sha256_file", None)
     for path in (*paths, tmp_path):
         assert not is_local_weights(path)
         with pytest.raises(WeightsError, match="which is no plain file of weights; give the file"):

@@ -39,7 +39,7 @@ SHELVES: tuple[frozenset[str], ...] = tuple(
             {"cut", "backbones", "featureset", "workspace", "child", "limits"},
             {"rates", "forward", "specs", "plans", "heads", "failures", "isolation"},
             {"pipeline", "target"},
-            {"filling"},
+            {"filling", "recorded"},
             {"extraction", "fitting", "evaluation", "prediction", "extractor", "stopwatch"},
             {"repairing", "benching"},
             {"report"},

@@ -1,0 +1,155 @@
+"""The pipeline that made a cache, built again from what its cache or a head records."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final
+
+from featx.errors import HeadError, WeightsError
+from featx.pipeline import MAX_SAMPLES, Pipeline, build_pipeline
+from featx.specs import ExtractOptions
+from featx.transforms import Transform
+from featx.weights import is_local_weights, sha256_file
+
+# What a spec must say for the pipeline to be built again.
+_RECORD: Final = {
+    "backbone": str,
+    "weights_sha256": str,
+    "cut": str,
+    "pool": str,
+    "decode": str,
+    "exif": bool,
+    "max_pixels": int,
+    "precision": str,
+    "transform": dict,
+}
+
+
+def pipeline_of_spec(
+    spec: Mapping[str, Any],
+    plan: Mapping[str, Any],
+    *,
+    weights: str | None = None,
+    engine: str = "auto",
+    device: str = "auto",
+    precision: str | None = None,
+    batch_size: int | None = None,
+    files: Sequence[Path] = (),
+) -> Pipeline:
+    """The pipeline that made a cache, from its recorded spec.
+
+    Weights are looked for at `weights`, else where they lay then, else by their published name.
+    `files` are those it is for.
+
+    Raises
+    ------
+    HeadError
+        The weights found are not the ones recorded: their SHA-256 differs.
+    WeightsError
+        No weights can be found.
+    """
+    _check_record(spec, plan)
+    recorded = plan["weights"]
+    options = options_of_spec(spec, plan, weights=weights, device=device, batch_size=batch_size)
+    options = replace(options, engine=engine, precision=precision or options.precision)
+    _check_recorded_file(recorded, weights, spec)
+    pipeline = build_pipeline(
+        options,
+        transform=Transform.from_dict(spec["transform"]),
+        samples=files[:MAX_SAMPLES],
+        n_images=len(files) or None,
+    )
+    found = pipeline.backbone.weights_sha256
+    if found != spec["weights_sha256"]:
+        raise HeadError(
+            f"the features were made with {spec['backbone']} weights of SHA-256 "
+            f"{spec['weights_sha256'][:16]}…, but {options.weights!r} has {found[:16]}…; "
+            "give the right file with --weights"
+        )
+    return pipeline
+
+
+def options_of_spec(
+    spec: Mapping[str, Any],
+    plan: Mapping[str, Any],
+    *,
+    weights: str | None = None,
+    device: str = "auto",
+    batch_size: int | None = None,
+) -> ExtractOptions:
+    """What was asked when a cache was made, but for the preprocessing, which the spec holds whole.
+
+    Weights are those at `weights`, else where they lay then, else of their published name.
+    """
+    recorded = plan.get("weights", {})
+    rules = spec.get("images", {})
+    split_folders = rules.get("split_folders")
+    return ExtractOptions(
+        backbone=spec["backbone"],
+        weights=weights or _recorded_weights(recorded, spec["backbone"]),
+        seed=int(recorded.get("seed", 0)),
+        cut=spec["cut"],
+        pool=spec["pool"],
+        decode=spec["decode"],
+        exif=spec["exif"],
+        max_pixels=spec["max_pixels"],
+        precision=spec["precision"],
+        dtype=spec.get("dtype", "float32"),
+        device=device,
+        batch_size=batch_size,
+        label_from=rules.get("label_from", "first"),
+        split_folders=split_folders if isinstance(split_folders, bool) else None,
+    )
+
+
+def _check_record(spec: Mapping[str, Any], plan: Mapping[str, Any]) -> None:
+    """Refuse a spec or plan that lacks what it takes to build the pipeline again."""
+    weights = plan.get("weights")
+    parts = [(spec, name, kind) for name, kind in _RECORD.items()]
+    parts.append((plan, "weights", dict))
+    if isinstance(weights, dict):
+        parts += [({"seed": 0, "path": "", "name": "", **weights}, "seed", int)]
+        parts += [({"path": "", "name": "", **weights}, name, str) for name in ("path", "name")]
+    wrong = [name for values, name, kind in parts if type(values.get(name)) is not kind]
+    if wrong:
+        raise HeadError(
+            f"it does not say how its features were made ({', '.join(wrong)} missing or garbled); "
+            "extract the features and fit the head again"
+        )
+
+
+def _check_recorded_file(
+    recorded: Mapping[str, Any], weights: str | None, spec: Mapping[str, Any]
+) -> None:
+    """Refuse a recorded weights file that is not the one, before anything in it is read.
+
+    The record may come from a stranger: it must not make featx parse a file of its choosing.
+    """
+    path, wanted = recorded.get("path") or "", f"SHA-256 {spec['weights_sha256'][:16]}…"
+    if weights is not None or not path:
+        return
+    if is_local_weights(path):
+        found = sha256_file(path)
+        if found != spec["weights_sha256"]:
+            raise HeadError(
+                f"the features were made with {spec['backbone']} weights of {wanted}, but {path} "
+                f"has {found[:16]}…; give the right file with --weights"
+            )
+    elif Path(path).name == recorded["name"]:
+        gone = "is no plain file of weights" if Path(path).exists() else "is no longer there"
+        raise WeightsError(
+            f"the features were made with {spec['backbone']} weights from {path} ({wanted}), "
+            f"which {gone}; give the file with --weights"
+        )
+
+
+def _recorded_weights(recorded: Mapping[str, Any], backbone: str) -> str:
+    path, name = recorded.get("path"), str(recorded.get("name") or "default")
+    if path and is_local_weights(path):
+        return str(path)
+    if Path(name).name != name:
+        raise HeadError(f"it records {name[:80]!r} as the name of its weights; give --weights")
+    # timm's own weights have no file that featx knows of; their hash is checked all the same
+    return "default" if backbone.startswith("timm:") and name != "random" else name
