@@ -1,4 +1,4 @@
-"""What the machine could do at best: the rate of matrix products, and of writing rows."""
+"""How fast rows are written, beside the plainest way to write them."""
 
 from __future__ import annotations
 
@@ -9,37 +9,10 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-import torch
 
 from featx.cache import CacheWriter, Rows
 
-_SIDE: Final = {"cpu": 2048, "cuda": 8192}
-_PRODUCTS: Final = 10
 _WIDTH: Final = 1024  # floats of a row, as of densenet121
-
-
-def gemm_flops_per_s(device: str, *, reduced: bool = False) -> float:
-    """Floating-point operations per second of a product of large square matrices, best of ten.
-
-    In fp32, without TF32, on all threads of PyTorch; in fp16 where `reduced`.
-    """
-    side = _SIDE[device]
-    torch.backends.cuda.matmul.allow_tf32 = False
-    a, b = torch.rand(2, side, side, device=device, dtype=torch.float16 if reduced else None)
-    product = torch.mm(a, b)
-    seconds = []
-    for _ in range(_PRODUCTS):
-        _finish(device)
-        begun = time.perf_counter()
-        torch.mm(a, b, out=product)
-        _finish(device)
-        seconds.append(time.perf_counter() - begun)
-    return 2 * side**3 / min(seconds)
-
-
-def _finish(device: str) -> None:
-    if device == "cuda":
-        torch.cuda.synchronize()
 
 
 def writing(folder: Path, *, n: int, batch_size: int, repeats: int) -> dict[str, Any]:

@@ -8,14 +8,17 @@ from typing import Final
 
 import numpy as np
 
-from benchmarks import limits, networks
+from benchmarks import networks
 from benchmarks.comparison import FAST_BOUND, FP32_BOUND, TORCH_BOUND, Comparison, compare
 from benchmarks.peers import Request, unsupported
 from benchmarks.runs import Run, has_option
+from featx.devices import Precision, resolve_device
+from featx.limits import gemm_flops_per_s
 
 Runner = Callable[[Request], Run]
 Tell = Callable[[str], None]
 
+_GEMM_S: Final = 1.0  # of matrix products, at each turn
 _EXACT: Final = ("--decode", "exact")
 
 
@@ -146,6 +149,7 @@ def _judge(result: Result, comparison: Comparison) -> None:
 
 def _gemm(device: str, reduced: bool, result: Result) -> None:
     """Measure the rate of matrix products once more."""
-    for precision in ("fp32", "fp16") if reduced else ("fp32",):
-        rate = limits.gemm_flops_per_s(device, reduced=precision == "fp16")
+    precisions: tuple[Precision, ...] = ("fp32", "fp16") if reduced else ("fp32",)
+    for precision in precisions:
+        rate = gemm_flops_per_s(resolve_device(device), precision, seconds=_GEMM_S)
         result.gemm[precision] = max(rate, result.gemm.get(precision, 0.0))

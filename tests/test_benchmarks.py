@@ -87,10 +87,11 @@ def bench(
     photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[..., tuple[int, dict[str, Any]]]:
     """Runs the benchmark with features made up: those of `wrong` are off by a thousandth."""
-    from benchmarks import extraction, limits
+    from benchmarks import extraction, measurement
     from benchmarks.runs import Run
 
-    monkeypatch.setattr(limits, "_SIDE", {"cpu": 8})
+    monkeypatch.setattr(measurement, "_GEMM_S", 0.0)
+    monkeypatch.setattr("featx.limits._SIDE", {"cpu": 8})
     monkeypatch.setattr(extraction, "WRITTEN_ROWS", 20)
 
     def run(wrong: tuple[str, ...]) -> tuple[int, dict[str, Any]]:
