@@ -320,7 +320,7 @@ def _strict_pillow(*, pixels: int = 0, lift_limit: bool = False) -> Iterator[Non
 
 
 @functools.cache
-def _simplejpeg() -> Any:
+def jpeg_module() -> Any:
     """Return the module simplejpeg, or None where it is not installed."""
     try:
         return importlib.import_module("simplejpeg")
@@ -330,7 +330,7 @@ def _simplejpeg() -> Any:
 
 def _decode_jpeg(data: bytes, image: Image.Image) -> np.ndarray | None:
     """Return the pixels of a flawless gray or RGB JPEG by simplejpeg; None: let Pillow decide."""
-    simplejpeg = _simplejpeg()
+    simplejpeg = jpeg_module()
     if simplejpeg is None or image.format not in ("JPEG", "MPO") or image.mode not in ("L", "RGB"):
         return None
     try:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import importlib
 import time
 from pathlib import Path
 from typing import Any, Final
@@ -13,7 +11,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from featx.cache import Disk
-from featx.decoding import DecodeOptions, decode
+from featx.decoding import DecodeOptions, decode, jpeg_module
 from featx.devices import Device, Precision
 from featx.engines.eager import arithmetic
 
@@ -85,17 +83,9 @@ def flops_per_image(front: torch.nn.Module, input_size: tuple[int, int]) -> int:
     return int(count.get_total_flops())
 
 
-@functools.cache
-def _simplejpeg() -> Any:
-    try:
-        return importlib.import_module("simplejpeg")
-    except ImportError:
-        return None
-
-
 def bare_decoder() -> str:
     """The name of what `decode_bare` decodes JPEG with."""
-    return "Pillow" if _simplejpeg() is None else "simplejpeg"
+    return "Pillow" if jpeg_module() is None else "simplejpeg"
 
 
 def decode_bare(data: bytes) -> Any:
@@ -108,7 +98,7 @@ def decode_bare(data: bytes) -> Any:
     ImageError
         No decoder takes it.
     """
-    simplejpeg = _simplejpeg()
+    simplejpeg = jpeg_module()
     if simplejpeg is not None and data[:2] == b"\xff\xd8":
         try:
             return simplejpeg.decode_jpeg(data, "RGB", strict=True)

@@ -115,12 +115,12 @@ def test_fast_jpeg_really_goes_through_simplejpeg(monkeypatch: pytest.MonkeyPatc
 def test_without_simplejpeg_pillow_gives_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     expected = decode(JPEGS["4:2:0"], OPTIONS, fast=True)
     monkeypatch.setitem(sys.modules, "simplejpeg", None)
-    decoding._simplejpeg.cache_clear()
+    decoding.jpeg_module.cache_clear()
     try:
-        assert decoding._simplejpeg() is None
+        assert decoding.jpeg_module() is None
         assert np.array_equal(decode(JPEGS["4:2:0"], OPTIONS, fast=True), expected)
     finally:
-        decoding._simplejpeg.cache_clear()
+        decoding.jpeg_module.cache_clear()
 
 
 def test_a_jpeg_simplejpeg_refuses_is_left_to_pillow() -> None:

@@ -66,7 +66,7 @@ def test_the_bare_decoder_gives_the_whole_picture(monkeypatch: pytest.MonkeyPatc
     by_simplejpeg = limits.decode_bare(jpeg(image))
     gray = limits.decode_bare(jpeg(image.convert("CMYK")))  # which simplejpeg does not take as RGB
     assert by_simplejpeg.shape == gray.shape == (30, 40, 3)
-    monkeypatch.setattr(limits, "_simplejpeg", lambda: None)
+    monkeypatch.setattr(limits, "jpeg_module", lambda: None)
     assert limits.bare_decoder() == "Pillow"
     assert np.array_equal(limits.decode_bare(jpeg(image)), by_simplejpeg)
     with pytest.raises(ImageError, match="not a picture"):
