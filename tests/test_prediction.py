@@ -242,7 +242,7 @@ def test_no_images_give_no_features(fitted: tuple[Path, Path, Path]) -> None:
 
 
 def test_timms_own_weights_are_found_again_by_their_default_name() -> None:
-    from featx.pipeline import _recorded_weights
+    from featx.recorded import _recorded_weights
 
     recorded = {"name": "a1_in1k", "path": "", "seed": 0}
     assert _recorded_weights(recorded, "timm:resnet18") == "default"
