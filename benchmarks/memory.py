@@ -38,6 +38,7 @@ class FakeEngine:
     """Gives every image of a batch the same random features, as fast as memory goes."""
 
     name = "fake"
+    concurrency = 1
     batch_size = BATCH
 
     def __init__(self, d: int) -> None:

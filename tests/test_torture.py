@@ -34,20 +34,21 @@ writer.pending = property(everything)
 """,
     "forward passes were made": """
 import os
+from dataclasses import replace
 from pathlib import Path
 import numpy as np
-from featx.pipeline import Pipeline
+import featx.filling
 class Nowhere:
     put = fail = staticmethod(lambda *row: None)
-run = Pipeline.run
-def run_again(self, files, sink, **keywords):  # forwards what is committed, and writes none of it
-    done = np.setdiff1d(np.arange(len(sink.file)), sink.pending).tolist()
-    paths = sink.file.paths
-    root = Path(sink.file.root)
-    committed = [(row, root / os.fsdecode(paths[row])) for row in done]
-    run(self, committed, Nowhere(), dtype=keywords["dtype"], workers=keywords["workers"])
-    return run(self, files, sink, **keywords)
-Pipeline.run = run_again
+run = featx.filling.run_together
+def run_again(pipelines, lanes, files, **keywords):  # forwards what is committed, writes none of it
+    (lane,) = lanes
+    file = lane.sink.file
+    done = np.setdiff1d(np.arange(len(file)), lane.sink.pending).tolist()
+    committed = [(row, Path(file.root) / os.fsdecode(file.paths[row])) for row in done]
+    run(pipelines, [replace(lane, sink=Nowhere())], committed, workers=keywords["workers"])
+    return run(pipelines, lanes, files, **keywords)
+featx.filling.run_together = run_again
 """,
     "committed rows ": """
 import featx.filling, featx.target
