@@ -13,6 +13,8 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from featx.benching import bench as bench
     from featx.cache import verify as verify
+    from featx.comparing import compare as compare
+    from featx.comparing import leaderboard as leaderboard
     from featx.cut import list_cuts as list_cuts
     from featx.cut import split_at as split_at
     from featx.evaluation import evaluate as evaluate
@@ -29,10 +31,12 @@ _HOME: Final = {
     "FeatureExtractor": "featx.extractor",
     "FeatureSet": "featx.featureset",
     "bench": "featx.benching",
+    "compare": "featx.comparing",
     "evaluate": "featx.evaluation",
     "extract": "featx.extraction",
     "extract_many": "featx.extraction",
     "fit_head": "featx.fitting",
+    "leaderboard": "featx.comparing",
     "list_cuts": "featx.cut",
     "load": "featx.featureset",
     "predict": "featx.prediction",

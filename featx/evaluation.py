@@ -39,7 +39,7 @@ class Evaluation:
     unlabelled : images without a label.
     unknown : class name -> images whose class the head does not know; left out.
     failed : images of the cache without features.
-    paths : (n) of the tested images.
+    paths, sha256 : (n), (n, 32) uint8, of the tested images.
     y_true : (n,) int64, index into `report.classes`.
     probabilities : (n, k) float64.
     files : (n) where the tested images lay.
@@ -54,6 +54,7 @@ class Evaluation:
     unknown: dict[str, int]
     failed: int
     paths: tuple[str, ...]
+    sha256: np.ndarray
     y_true: np.ndarray
     probabilities: np.ndarray
     files: tuple[Path, ...]
@@ -149,6 +150,7 @@ def evaluate(
         unknown=unknown,
         failed=len(features.failed),
         paths=tuple(tested.paths),
+        sha256=tested.sha256,
         y_true=y_true,
         probabilities=predicted,
         files=tuple(tested.files),

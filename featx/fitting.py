@@ -16,7 +16,8 @@ from featx.cache import canonical_json
 from featx.devices import resolve_device
 from featx.errors import HeadError, InputError
 from featx.featureset import FeatureSet, load_intact
-from featx.heads.file import HEADS, HeadFile, load_head, save_head
+from featx.heads.file import HeadFile, load_head, save_head
+from featx.heads.making import make_head
 from featx.splits import Split, make_split
 from featx.workspace import newest_cache
 
@@ -83,12 +84,11 @@ def fit_head(
     >>> fit.file.head.C_  # doctest: +SKIP
     0.01
     """
-    if head not in HEADS:
-        raise InputError(f"head must be one of {', '.join(HEADS)}, got {head!r}")
     if out is not None and Path(out).suffix != ".safetensors":
         raise InputError(
             f"--out names the head file, which ends in .safetensors, got {os.fspath(out)!r}"
         )
+    estimator = make_head(head, params, device=resolve_device(device).name, seed=seed)
     features = load_intact(cache if cache is not None else newest_cache(cache_dir))
     fraction = _DEFAULT_FRACTION if test_fraction is None else test_fraction
     split = make_split(
@@ -100,7 +100,6 @@ def fit_head(
             "leave --test-fraction away"
         )
     _check_classes(features, split)
-    estimator = _estimator(head, resolve_device(device).name, seed, params)
     _fit(estimator, features, split)
     settings = {
         "head": head,
@@ -125,17 +124,6 @@ def fit_head(
         },
     )
     return Fit(path, load_head(path), split, features, replaced)
-
-
-def _estimator(head: str, device: str, seed: int, params: Mapping[str, Any]) -> Any:
-    known = HEADS[head]().get_params()
-    unknown = sorted(set(params) - set(known))
-    if unknown:
-        raise InputError(
-            f"head {head!r} has no parameter {', '.join(unknown)}; "
-            f"it has {', '.join(sorted(known))}"
-        )
-    return HEADS[head](**{"device": device, "random_state": seed, **params})
 
 
 def _fit(estimator: Any, features: FeatureSet, split: Split) -> None:

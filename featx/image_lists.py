@@ -97,6 +97,43 @@ def read_csv(path: Path) -> ImageList:
     )
 
 
+def has_column(path: Path, column: str) -> bool:
+    """Whether a file is a CSV with the columns `path` and `column`; upper case counts as lower."""
+    try:
+        text = _read(path).removeprefix(b"\xef\xbb\xbf").decode("utf-8", "surrogateescape")
+        return column.strip().lower() in _header(path, text)[1]
+    except InputError:
+        return False
+
+
+def read_column(path: Path, column: str) -> list[tuple[str, str]]:
+    """Path and cell of every row of a CSV that has both columns; written as `read_csv` reads it.
+
+    Raises
+    ------
+    InputError
+        As `read_csv`, and where there is no such column, naming those there are.
+    """
+    text = _read(path).removeprefix(b"\xef\xbb\xbf").decode("utf-8", "surrogateescape")
+    delimiter, header = _header(path, text)
+    name = column.strip().lower()
+    if name not in header or not name:
+        raise InputError(
+            f"{path} has no column {column!r}; it has {', '.join(filter(None, header))}"
+        )
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    try:
+        next(reader)
+        return [
+            (cells.get("path", ""), _cell(path, reader.line_num, cells, name))
+            for fields in reader
+            if any(cell.strip() for cell in fields)
+            for cells in [dict(zip(header, fields, strict=False))]
+        ]
+    except csv.Error as error:
+        raise InputError(f"{path}, line {reader.line_num}: not a valid CSV ({error})") from error
+
+
 def _header(path: Path, text: str) -> tuple[str, list[str]]:
     """Return the delimiter and the lower-case column names of a CSV's first line."""
     first = re.split(r"[\r\n]", text, maxsplit=1)[0]  # old spreadsheets of the Mac end lines in \r

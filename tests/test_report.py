@@ -32,8 +32,8 @@ def only_dejavu(monkeypatch):
 def drawn(monkeypatch):
     """The figure of each picture written, to ask what it holds."""
     figures = []
-    save = plots._save
-    monkeypatch.setattr(plots, "_save", lambda f, p: (figures.append(f), save(f, p))[1])
+    save = plots.save_png
+    monkeypatch.setattr(plots, "save_png", lambda f, p: (figures.append(f), save(f, p))[1])
     return figures
 
 

@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 
 from featx import __version__
-from featx.cli import bench, demo, extract, heads, inspect, predict
+from featx.cli import bench, compare, demo, extract, heads, inspect, predict
 
 app = typer.Typer(
     name="featx",
@@ -31,6 +31,7 @@ app.command("demo", short_help="The whole pipeline on sample images it draws.")(
 app.command("extract", short_help="Features of a folder of images, into a cache.")(extract.extract)
 app.command("fit-head", short_help="A classifier on cached features.")(heads.fit_head)
 app.command("evaluate", short_help="Figures on held-out images or another cache.")(heads.evaluate)
+app.command("compare", short_help="Heads and backbones side by side.")(compare.compare)
 app.command("predict", short_help="Classes and probabilities of images.")(predict.predict)
 app.command("show", short_help="A picture of images with their labels.")(predict.show)
 app.command("info", short_help="What is in a cache or a head.")(inspect.info)

@@ -130,8 +130,8 @@ def exit_if_failed(failed: Sequence[Any]) -> None:
 class _Lines:
     """Progress where there is no terminal: one line every few seconds."""
 
-    def __init__(self, doing: str) -> None:
-        self._doing = doing
+    def __init__(self, doing: str, of: str) -> None:
+        self._doing, self._of = doing, of
         self._total = self._done = 0
         self._started = self._told = time.monotonic()
 
@@ -147,8 +147,8 @@ class _Lines:
         rate = self._done / (now - self._started)
         left_s = (self._total - self._done) / rate
         tell(
-            f"{self._doing}: {self._done:,} of {self._total:,} images, {rate:,.1f} images/s, "
-            f"{left_s:,.0f} s left"
+            f"{self._doing}: {self._done:,} of {self._total:,} {self._of}, "
+            f"{rate:,.1f} {self._of}/s, {left_s:,.0f} s left"
         )
 
 
@@ -169,17 +169,20 @@ class _Bar:
 
 
 @contextmanager
-def progress(doing: str) -> Iterator[_Lines | _Bar]:
-    """Something with `start(total)` and `advance(count)` that shows how far the work is."""
+def progress(doing: str, of: str = "images") -> Iterator[_Lines | _Bar]:
+    """Something with `start(total)` and `advance(count)` that shows how far the work is.
+
+    `of` says what is counted.
+    """
     console = err()
     if not console.is_terminal:
-        yield _Lines(doing)
+        yield _Lines(doing, of)
         return
     from rich import progress as rich_progress
 
     class Rate(rich_progress.ProgressColumn):
         def render(self, task: rich_progress.Task) -> str:
-            return f"{task.speed or 0:,.1f} images/s"
+            return f"{task.speed or 0:,.1f} {of}/s"
 
     with rich_progress.Progress(
         rich_progress.TextColumn("{task.description}"),

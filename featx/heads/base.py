@@ -54,6 +54,8 @@ class Head(ClassifierMixin, BaseEstimator, ABC):
 
     # Fitted attributes that a head file keeps as JSON, and which kind of value each one is.
     FACTS: ClassVar[Mapping[str, str]] = {}
+    # What a parameter that is None stands for where there are too few rows to choose it on.
+    UNCHOSEN: ClassVar[Mapping[str, Any]] = {}
 
     classes_: npt.NDArray[Any]
     n_features_in_: int

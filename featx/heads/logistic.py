@@ -116,6 +116,7 @@ class LogisticHead(Head):
         "gradient_norm_": "number",
         "device_": "text",
     }
+    UNCHOSEN: ClassVar[Mapping[str, Any]] = {"C": 1.0}
 
     coef_: FloatArray
     intercept_: FloatArray

@@ -18,16 +18,16 @@ from matplotlib.figure import Figure
 from featx.errors import InputError
 from featx.report.fonts import TextFonts, fonts_for
 
-_DPI = 150
+DPI = 150
 _MAX_CLASSES_WITH_NUMBERS = 20  # more cells than this and the numbers would not be readable
 _MAX_TICKS = 60  # class names on one axis; above it every second, third, ... name is shown
 _MAX_NAME_LENGTH = 28
 _COLOUR_MAP = "cividis"  # Nunez et al. 2018: the same order for every colour vision
-_TRAIN_COLOUR, _VAL_COLOUR = "#0072B2", "#D55E00"  # Okabe and Ito: blue, vermilion
-_MUTED = "#5f6368"
+TRAIN_COLOUR, VAL_COLOUR = "#0072B2", "#D55E00"  # Okabe and Ito: blue, vermilion
+MUTED = "#5f6368"
 
 
-def _save(figure: Figure, path: Path) -> None:
+def save_png(figure: Figure, path: Path) -> None:
     """Write the PNG beside its place and rename it, so that nobody sees half a picture."""
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -38,7 +38,8 @@ def _save(figure: Figure, path: Path) -> None:
         beside.unlink(missing_ok=True)
 
 
-def _style(fonts: TextFonts, size_pt: float) -> dict[str, Any]:
+def text_style(fonts: TextFonts, size_pt: float) -> dict[str, Any]:
+    """How text of so many points is written."""
     # A class called "5$ and 6$" is a name, not a formula.
     return {"fontproperties": fonts.properties(size_pt), "parse_math": False, "usetex": False}
 
@@ -112,32 +113,32 @@ def confusion_matrix_png(
     side = float(np.clip(0.55 * k, 2.6, 11.0))  # inches of the square
     label_pt = float(np.clip(72 * side / min(k, _MAX_TICKS) * 0.62, 4.5, 10.0))
     margin = 0.012 * label_pt * max(len(label) for label in labels) + 0.7
-    figure = Figure(figsize=(side + margin + 1.0, side + margin + 0.4), dpi=_DPI)
+    figure = Figure(figsize=(side + margin + 1.0, side + margin + 0.4), dpi=DPI)
     figure.set_layout_engine("constrained")
     axes = figure.add_subplot()
     top = 1.0 if normalise else max(1.0, float(counts.max()))
     image = axes.imshow(colours, cmap=_COLOUR_MAP, vmin=0.0, vmax=top, interpolation="nearest")
     step = -(-k // _MAX_TICKS)
     ticks = np.arange(0, k, step)
-    style = _style(fonts, label_pt)
+    style = text_style(fonts, label_pt)
     turn: dict[str, Any] = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"}
     if k > _MAX_CLASSES_WITH_NUMBERS:
         turn = {"rotation": 90}
     axes.set_xticks(ticks, [labels[i] for i in ticks], **turn, **style)
     axes.set_yticks(ticks, [labels[i] for i in ticks], **style)
-    axes.tick_params(length=0 if step == 1 else 2, color=_MUTED)
+    axes.tick_params(length=0 if step == 1 else 2, color=MUTED)
     axes.spines[:].set_visible(False)
-    text = _style(fonts, 10.0)
-    axes.set_xlabel("predicted class", color=_MUTED, **text)
-    axes.set_ylabel("true class", color=_MUTED, **text)
-    axes.set_title(fonts.shown(title), pad=12, **_style(fonts, 12.0))
+    text = text_style(fonts, 10.0)
+    axes.set_xlabel("predicted class", color=MUTED, **text)
+    axes.set_ylabel("true class", color=MUTED, **text)
+    axes.set_title(fonts.shown(title), pad=12, **text_style(fonts, 12.0))
     if k <= _MAX_CLASSES_WITH_NUMBERS:
         _write_counts(axes, counts, colours / top, fonts, 72 * side / k)
     bar = figure.colorbar(image, ax=axes, shrink=0.8, aspect=24, pad=0.03)
     bar.outline.set_visible(False)
-    bar.ax.tick_params(length=0, labelsize=8, colors=_MUTED)
-    bar.set_label("share of the true class" if normalise else "images", color=_MUTED, **text)
-    _save(figure, Path(path))
+    bar.ax.tick_params(length=0, labelsize=8, colors=MUTED)
+    bar.set_label("share of the true class" if normalise else "images", color=MUTED, **text)
+    save_png(figure, Path(path))
     notes = [fonts.warning] if fonts.warning else []
     if step > 1:
         notes.append(f"{Path(path).name} has names on one class in {step}; there are {k}")
@@ -153,7 +154,7 @@ def _write_counts(
     axes.grid(which="minor", color="white", linewidth=1.5)
     axes.tick_params(which="minor", length=0)
     digits = len(str(int(counts.max())))
-    style = _style(fonts, float(np.clip(cell_pt / max(digits, 2) * 0.85, 4.0, 11.0)))
+    style = text_style(fonts, float(np.clip(cell_pt / max(digits, 2) * 0.85, 4.0, 11.0)))
     for (row, column), count in np.ndenumerate(counts):
         shade = shades[row, column]
         ink = "#1d1d1f" if np.isnan(shade) or shade > 0.55 else "white"
@@ -217,19 +218,19 @@ def training_curves_png(
     """
     curves, best = _check_history(history)
     fonts = fonts_for([title])
-    figure = Figure(figsize=(9.0, 3.6), dpi=_DPI)
+    figure = Figure(figsize=(9.0, 3.6), dpi=DPI)
     figure.set_layout_engine("constrained")
-    figure.suptitle(fonts.shown(title), **_style(fonts, 12.0))
+    figure.suptitle(fonts.shown(title), **text_style(fonts, 12.0))
     epochs = np.arange(1, len(curves["train_loss"]) + 1)
     marker = "o" if len(epochs) <= 30 else None
     for axes, what in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
-        for part, colour in (("train", _TRAIN_COLOUR), ("val", _VAL_COLOUR)):
+        for part, colour in (("train", TRAIN_COLOUR), ("val", VAL_COLOUR)):
             values = curves[f"{part}_{what}"]
             name = "training" if part == "train" else "validation"
             if values:
                 axes.plot(epochs, values, color=colour, lw=1.8, marker=marker, ms=3.5, label=name)
         if best is not None:
-            axes.axvline(best + 1, color=_MUTED, lw=1, ls=":", zorder=0)
+            axes.axvline(best + 1, color=MUTED, lw=1, ls=":", zorder=0)
             axes.annotate(
                 f"kept: epoch {best + 1}",
                 (best + 1, 1.0),
@@ -238,18 +239,18 @@ def training_curves_png(
                 textcoords="offset points",
                 ha="center",
                 va="bottom",
-                color=_MUTED,
-                **_style(fonts, 8.0),
+                color=MUTED,
+                **text_style(fonts, 8.0),
             )
-        axes.set_xlabel("epoch", color=_MUTED, **_style(fonts, 10.0))
-        axes.set_ylabel(what, color=_MUTED, **_style(fonts, 10.0))
+        axes.set_xlabel("epoch", color=MUTED, **text_style(fonts, 10.0))
+        axes.set_ylabel(what, color=MUTED, **text_style(fonts, 10.0))
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(color="#e4e6ea", lw=0.8)
         axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)
-        axes.tick_params(colors=_MUTED, labelsize=8)
+        axes.tick_params(colors=MUTED, labelsize=8)
         axes.legend(frameon=False, prop=fonts.properties(9.0), loc="best")
         if what == "accuracy":
             axes.set_ylim(top=1.02)
-    _save(figure, Path(path))
+    save_png(figure, Path(path))
     return (fonts.warning,) if fonts.warning else ()

@@ -1,4 +1,4 @@
-"""An evaluation as files: JSON for programs, CSV for spreadsheets, a picture for people."""
+"""Figures as files: JSON for programs, CSV for spreadsheets, a picture for people."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from featx.cache.files import told_as_disk_error
+from featx.cross_validation import FIGURES, CrossValidation
 from featx.evaluation import Evaluation
 from featx.report.plots import confusion_matrix_png
 
@@ -59,6 +60,43 @@ def write_evaluation(
             title=f"{report.n:,} images, accuracy {report.accuracy.value:.3f}",
         )
     return tuple(paths), notes
+
+
+def write_cross_validation(
+    folder: str | os.PathLike[str], found: CrossValidation
+) -> tuple[Path, ...]:
+    """Write ``cross_validation.json``, ``folds.csv`` and ``cross_validated.csv`` into `folder`.
+
+    The last has a line for each image, with what it was taken for in every repeat, by a head that
+    was fitted without it. Files there are replaced; CSV files are as of `write_evaluation`.
+
+    Raises
+    ------
+    DiskError
+        The folder cannot be written.
+    """
+    folder = Path(folder)
+    names = ("cross_validation.json", "folds.csv", "cross_validated.csv")
+    paths = tuple(folder / name for name in names)
+    data = found.to_dict()
+    with told_as_disk_error(folder, "write to"):
+        folder.mkdir(parents=True, exist_ok=True)
+        text = json.dumps(data, ensure_ascii=False, indent=2)
+        paths[0].write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
+        columns = ("repeat", "fold", "n_train", "n_test", *FIGURES, "baseline", "chosen")
+        _write_csv(paths[1], columns, ([fold[name] for name in columns] for fold in data["folds"]))
+        classes = (*found.classes, "")  # -1, never tested, takes the last
+        _write_csv(
+            paths[2],
+            ("path", "true", *(f"repeat {i}" for i in range(found.repeats))),
+            (
+                (path, classes[true], *(classes[label] for label in predicted))
+                for path, true, predicted in zip(
+                    found.paths, found.y_true, found.y_pred.T, strict=True
+                )
+            ),
+        )
+    return paths
 
 
 def _predicted(evaluation: Evaluation) -> Iterable[Sequence[object]]:

@@ -1,0 +1,122 @@
+"""`featx compare`: heads and backbones side by side on the same images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from featx.cli.options import CacheDir, Json, Seed
+from featx.cli.output import command, out, print_json, table, tell
+
+if TYPE_CHECKING:
+    from featx.comparing import Comparison, Leaderboard
+    from featx.comparison import Difference
+    from featx.metrics import Estimate
+
+
+@command
+def compare(
+    files: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            metavar="[HEAD|CACHE...]",
+            help="Two heads (.safetensors) or more; a cache (.h5) stands for its newest head, and "
+            "gets a logistic one if it has none. A folder, by default --cache-dir: all its heads.",
+        ),
+    ] = None,
+    bootstrap: Annotated[int, typer.Option(min=0, help="Draws for the 95 % intervals.")] = 1000,
+    seed: Seed = 0,
+    cache_dir: CacheDir = Path("cache"),
+    json_output: Json = False,
+) -> None:
+    """Rank heads by accuracy on the held-out images they share, and say which really differ.
+
+    Each is tested on the same images, none of which any of them was trained or chosen on. Beside
+    the difference to the best stand its interval (paired bootstrap) and the p-value of McNemar's
+    exact test, corrected for all pairs (Holm).
+    """
+    from featx.comparing import compare as run
+    from featx.comparing import leaderboard
+
+    named = files or [cache_dir]
+    if len(named) == 1 and named[0].suffix not in (".h5", ".safetensors"):
+        board = leaderboard(named[0], bootstrap=bootstrap, seed=seed)
+        if json_output:
+            print_json(board.to_dict())
+            return
+        _print_leaderboard(board)
+        return
+    found = run(named, bootstrap=bootstrap, seed=seed)
+    if json_output:
+        print_json(found.to_dict())
+        return
+    _print_comparison(found)
+    _tell_use(found)
+
+
+def _print_leaderboard(board: Leaderboard) -> None:
+    for i, comparison in enumerate(board.comparisons):
+        if i:
+            out().print()
+        _print_comparison(comparison)
+    for path, why in board.skipped.items():
+        tell(f"left out: {path}: {why}")
+    for comparison in board.comparisons[:1]:
+        _tell_use(comparison)
+
+
+def _print_comparison(found: Comparison) -> None:
+    console = out()
+    console.print(
+        f"{found.n:,} images that none of them was trained on; always {found.baseline_name}: "
+        f"{found.baseline:.3f}",
+        style="bold",
+    )
+    shown = table(
+        None, "head", "backbone", "cut", "accuracy", "95 % interval", "balanced", "log-loss",
+        "to the best", "95 % interval", "p (Holm)",
+        right=("accuracy", "balanced", "log-loss", "to the best", "p (Holm)"),
+    )  # fmt: skip
+    to_best = {pair.second: pair for pair in found.pairs if pair.first == found.entries[0].name}
+    for entry in found.entries:
+        report = entry.report
+        shown.add_row(
+            entry.name,
+            entry.backbone,
+            entry.cut,
+            f"{report.accuracy.value:.3f}",
+            _interval(report.accuracy),
+            f"{report.balanced_accuracy.value:.3f}",
+            f"{report.log_loss.value:.3f}",
+            *_difference(to_best.get(entry.name)),
+        )
+    console.print(shown)
+
+
+def _difference(pair: Difference | None) -> tuple[str, str, str]:
+    """Of a head to the best one: its accuracy less, the interval, and p."""
+    if pair is None:
+        return "", "", ""
+    estimate = pair.accuracy
+    less = f"{0 - estimate.value:+.3f}"
+    if estimate.low is None or estimate.high is None:
+        return less, "", _p(pair.p_adjusted)
+    return less, f"{0 - estimate.high:+.3f} to {0 - estimate.low:+.3f}", _p(pair.p_adjusted)
+
+
+def _p(value: float) -> str:
+    return "<0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def _interval(estimate: Estimate) -> str:
+    return "" if estimate.low is None else f"{estimate.low:.3f} to {estimate.high:.3f}"
+
+
+def _tell_use(found: Comparison) -> None:
+    if len(found.entries) > 1:
+        tell(
+            "who picks the first of a table has chosen by its test images: its figure is then too "
+            "good; measure it on images that are new, or by `featx evaluate --cv`"
+        )

@@ -1,0 +1,102 @@
+"""`featx evaluate --cv`: how well a way of fitting does, where images are few."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from featx.cli.output import out, print_json, progress, table, tell
+from featx.errors import InputError
+
+if TYPE_CHECKING:
+    from featx.cross_validation import CrossValidation
+
+_SHOWN_CHOICES = 4
+_NAMES = {
+    "accuracy": "accuracy",
+    "baseline": "majority baseline",
+    "balanced_accuracy": "balanced accuracy",
+    "macro_f1": "macro F1",
+    "log_loss": "log-loss",
+}
+
+
+def cross_validation(
+    cache: Path | None,
+    head: Path | None,
+    *,
+    kind: str | None,
+    out_dir: Path | None,
+    cv: int,
+    repeats: int,
+    json_output: bool,
+    **keywords: Any,
+) -> None:
+    """Run it with a bar, print it, and write it into `out_dir` if there is one."""
+    from featx.cross_validation import cross_validate
+
+    params: Mapping[str, Any] = {}
+    if head is not None:
+        from featx.heads.cached import load_recorded
+
+        if kind is not None:
+            raise InputError("--head names a kind of head and HEAD has one already: give one")
+        settings = load_recorded(head).metadata.get("settings", {})
+        kind, params = settings.get("head"), settings.get("params", {})
+    with progress("cross-validation", "fits") as bar:
+        started = False
+
+        def advance(done: int, total: int) -> None:
+            nonlocal started
+            if not started:
+                bar.start(total)
+                started = True
+            bar.advance(1)
+
+        found = cross_validate(
+            cache,
+            head=kind or "logistic",
+            cv=cv,
+            repeats=repeats,
+            advance=advance,
+            **keywords,
+            **params,
+        )
+    if out_dir is not None:
+        from featx.report.tables import write_cross_validation
+
+        tell(f"wrote {', '.join(map(str, write_cross_validation(out_dir, found)))}")
+    if json_output:
+        print_json(found.to_dict())
+        return
+    _print(found)
+
+
+def _print(found: CrossValidation) -> None:
+    console = out()
+    console.print(
+        f"{found.head} on {found.n:,} images of {found.cache}: {found.cv} folds, drawn "
+        f"{found.repeats} times",
+        style="bold",
+    )
+    figures = table(
+        None, "measure", "mean of the fits", "95 % interval", right=("mean of the fits",)
+    )
+    for name, words in _NAMES.items():
+        estimate = found.figures[name]
+        interval = "" if estimate.low is None else f"{estimate.low:.3f} to {estimate.high:.3f}"
+        figures.add_row(words, f"{estimate.value:.3f}", interval)
+    console.print(figures)
+    if found.chosen:
+        shown = list(found.chosen.items())[:_SHOWN_CHOICES]
+        rest = len(found.chosen) - len(shown)
+        told = ", ".join(f"{choice} ({count})" for choice, count in shown)
+        tell(f"chosen inside the fits: {told}{f', and {rest} others' if rest else ''}")
+    tell(f"kept together: {found.groups}. Images of any split the folder has are used alike")
+    if found.never_tested:
+        tell(f"never tested: {found.never_tested:,} images, the only ones of their class or group")
+    if found.unlabelled:
+        tell(f"left out: {found.unlabelled:,} images without a label")
+    if found.failed:
+        tell(f"left out: {found.failed:,} images that could not be used")

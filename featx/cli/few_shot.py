@@ -1,0 +1,75 @@
+"""`featx fit-head --shots`: how many images a class are enough."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from featx.cli.options import numbers
+from featx.cli.output import out, print_json, progress, table, tell
+
+if TYPE_CHECKING:
+    from featx.few_shot import LearningCurve
+
+
+def few_shot(
+    cache: Path | None, *, shots: str, curves: Path | None, json_output: bool, **keywords: Any
+) -> None:
+    """Measure the learning curve with a bar, print it, and draw it if asked."""
+    from featx.few_shot import learning_curve
+
+    wanted = numbers(shots, "shots") or ()
+    with progress("few-shot heads", "fits") as bar:
+        started = False
+
+        def advance(done: int, total: int) -> None:
+            nonlocal started
+            if not started:
+                bar.start(total)
+                started = True
+            bar.advance(1)
+
+        curve = learning_curve(
+            cache,
+            shots=[int(shot) if shot == int(shot) else shot for shot in wanted],  # type: ignore[misc]
+            advance=advance,
+            **keywords,
+        )
+    if curves is not None:
+        from featx.report.learning_curves import learning_curve_png
+
+        for note in learning_curve_png(curves, curve):
+            tell(note)
+        tell(f"wrote {curves}")
+    if json_output:
+        print_json(curve.to_dict())
+        return
+    _print(curve)
+
+
+def _print(curve: LearningCurve) -> None:
+    console = out()
+    console.print(
+        f"{curve.head} on {curve.n_test:,} images ({curve.tested_on}) of {curve.cache}; always "
+        f"the commonest class: {curve.baseline:.3f}",
+        style="bold",
+    )
+    shown = table(
+        None, "images a class", "trained on", "fits", "accuracy", "95 % interval",
+        right=("images a class", "trained on", "fits", "accuracy"),
+    )  # fmt: skip
+    for point in curve.points:
+        estimate = point.accuracy
+        shown.add_row(
+            "all" if point.shots is None else f"{point.shots:,}",
+            f"{point.n_train:,}",
+            f"{len(point.accuracies):,}",
+            f"{estimate.value:.3f}",
+            f"{estimate.low:.3f} to {estimate.high:.3f}",
+        )
+    console.print(shown)
+    for point in curve.points:
+        if point.n_short:
+            tell(f"{point.n_short:,} classes have fewer than {point.shots:,} training images")
+    for note in curve.notes:
+        tell(note)

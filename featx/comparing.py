@@ -1,0 +1,322 @@
+"""Heads, and the backbones behind them, side by side on the same images."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from featx.comparison import Difference, compare_accuracies
+from featx.errors import CacheError, FeatxError, HeadError, InputError
+from featx.evaluation import Evaluation, evaluate
+from featx.featureset import load_intact
+from featx.fitting import fit_head
+from featx.heads.cached import load_recorded
+from featx.heads.file import HeadFile
+from featx.images import display_names
+from featx.metrics import Report, score
+from featx.workspace import newest_first
+
+_SAME_TEST: Final = 0.5  # heads that share this part of their test images are compared in a folder
+
+
+@dataclass(frozen=True, eq=False)
+class Entry:
+    """One head of a comparison.
+
+    Attributes
+    ----------
+    name : the head file's name, as short as is unambiguous.
+    head, cache : the files.
+    kind, backbone, cut : what it is, and of which features.
+    report : on the images that all heads were tested on.
+    own : images it could be tested on, before the others were asked.
+    """
+
+    name: str
+    head: Path
+    cache: Path
+    kind: str
+    backbone: str
+    cut: str
+    report: Report
+    own: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready: the head, and its figures without those of single classes."""
+        report = self.report
+        figures = ("accuracy", "balanced_accuracy", "macro_f1", "log_loss")
+        return {
+            "name": self.name,
+            "head": os.fspath(self.head),
+            "cache": os.fspath(self.cache),
+            "kind": self.kind,
+            "backbone": self.backbone,
+            "cut": self.cut,
+            "own_test_images": self.own,
+            **{name: getattr(report, name).to_dict() for name in figures},
+        }
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """Heads on the same images, the most accurate first.
+
+    Attributes
+    ----------
+    entries : best first; among equals the one of the smaller log-loss.
+    pairs : every two heads, in the order of `entries`; `first` is never the less accurate one.
+    n : images that every head was tested on and none was trained or chosen on.
+    baseline_name, baseline : the class that is commonest in training, and its accuracy.
+    paths : (n) of the images.
+    """
+
+    entries: tuple[Entry, ...]
+    pairs: tuple[Difference, ...]
+    n: int
+    baseline_name: str
+    baseline: float
+    paths: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready, without the images."""
+        return {
+            "n": self.n,
+            "baseline": {"class_name": self.baseline_name, "accuracy": self.baseline},
+            "heads": [entry.to_dict() for entry in self.entries],
+            "pairs": [pair.to_dict() for pair in self.pairs],
+        }
+
+
+@dataclass(frozen=True, eq=False)
+class Leaderboard:
+    """All heads of a folder: one comparison for each set of test images.
+
+    Attributes
+    ----------
+    comparisons : those of most heads first.
+    skipped : head file -> why it is in none.
+    """
+
+    comparisons: tuple[Comparison, ...]
+    skipped: Mapping[Path, str]
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return {
+            "comparisons": [comparison.to_dict() for comparison in self.comparisons],
+            "skipped": {os.fspath(path): why for path, why in self.skipped.items()},
+        }
+
+
+def compare(
+    files: Sequence[str | os.PathLike[str]], *, bootstrap: int = 1000, seed: int = 0
+) -> Comparison:
+    """Measure heads on the images that all of them can be tested on.
+
+    Parameters
+    ----------
+    files : heads, or caches, which stand for the newest head that was fitted on them; a cache
+        without one gets a logistic head, as `fit_head` makes it.
+    bootstrap : draws for the intervals; 0 for none.
+    seed : of the draws.
+
+    Raises
+    ------
+    InputError
+        Fewer than two heads, or no image that all can be tested on.
+    HeadError, CacheError
+        A file that cannot be used.
+
+    Examples
+    --------
+    >>> found = compare(["cache/birds-resnet50.h5", "cache/birds-densenet121.h5"])  # doctest: +SKIP
+    >>> found.entries[0].backbone, found.pairs[0].p_adjusted  # doctest: +SKIP
+    ('densenet121', 0.21)
+    """
+    heads = list(dict.fromkeys(_head_of(Path(file)) for file in files))
+    if len(heads) < 2:
+        raise InputError(
+            f"compare takes at least two different heads or caches, got {len(heads)}; for all of "
+            "a folder name the folder"
+        )
+    return _compared([_tested(head) for head in heads], bootstrap, seed)
+
+
+def leaderboard(
+    folder: str | os.PathLike[str] = "cache", *, bootstrap: int = 1000, seed: int = 0
+) -> Leaderboard:
+    """Every head of a folder, beside those that can be tested on the same images.
+
+    Heads are put together where at least half of the test images of either are the other's too.
+    Caches without a head are named as skipped.
+
+    Parameters
+    ----------
+    folder : where caches and heads lie.
+    bootstrap, seed : as of `compare`.
+
+    Raises
+    ------
+    HeadError
+        There is no head in the folder.
+    """
+    folder = Path(folder)
+    heads = newest_first(folder, "*.safetensors")
+    if not heads:
+        raise HeadError(f"there is no head in {folder}; fit one with `featx fit-head`")
+    skipped: dict[Path, str] = {}
+    together: list[list[_Tested]] = []
+    used = set()
+    for head in heads:
+        try:
+            tested = _tested(head)
+        except FeatxError as why:
+            skipped[head] = str(why)
+            continue
+        used.add(tested.evaluation.cache.resolve())
+        fitting = [group for group in together if _overlaps(group[0], tested)]
+        if fitting:
+            fitting[0].append(tested)
+        else:
+            together.append([tested])
+    for cache in newest_first(folder, "*.h5"):
+        if cache.resolve() not in used:
+            skipped[cache] = "no head was fitted on it"
+    found = [_compared(group, bootstrap, seed) for group in together]
+    return Leaderboard(tuple(sorted(found, key=lambda c: -len(c.entries))), skipped)
+
+
+@dataclass(frozen=True, eq=False)
+class _Tested:
+    file: HeadFile
+    evaluation: Evaluation
+    rows: dict[bytes, int]  # hash of a test image -> its position in the evaluation
+
+
+def _tested(head: Path) -> _Tested:
+    evaluation = evaluate(head=head, bootstrap=0)
+    rows: dict[bytes, int] = {}
+    for row, sha256 in enumerate(evaluation.sha256):
+        rows.setdefault(sha256.tobytes(), row)
+    return _Tested(load_recorded(head), evaluation, rows)
+
+
+def _overlaps(a: _Tested, b: _Tested) -> bool:
+    n_common = len(a.rows.keys() & b.rows.keys())
+    return n_common >= _SAME_TEST * max(len(a.rows), len(b.rows))
+
+
+def _head_of(path: Path) -> Path:
+    """The head that a file stands for."""
+    if path.is_dir():
+        raise InputError(f"{path} is a folder: name it alone for its leaderboard, or name heads")
+    if path.suffix != ".h5":
+        return path
+    features = load_intact(path)
+    for candidate in newest_first(path.parent, "*.safetensors"):
+        try:
+            recorded = load_recorded(candidate).metadata["cache"]
+        except HeadError:
+            continue  # some other file: not the one looked for
+        if (recorded["file"], recorded["fingerprint"]) == (path.name, features.fingerprint):
+            return candidate
+    return fit_head(path).path
+
+
+def _compared(tested: Sequence[_Tested], bootstrap: int, seed: int) -> Comparison:
+    """Heads on their common test images."""
+    known: set[bytes] = set.intersection(*(set(one.rows) for one in tested))
+    common = [sha256 for sha256 in tested[0].rows if sha256 in known]
+    if not common:
+        names = ", ".join(one.file.path.name for one in tested)
+        raise InputError(
+            f"{names} have no test image in common that none of them was trained on: fit them on "
+            "the same split of the same folder (the same --seed)"
+        )
+    short = _short_names([one.file.path for one in tested])
+    entries, right = [], []
+    for name, one in zip(short, tested, strict=True):
+        rows = np.array([one.rows[sha256] for sha256 in common])
+        entries.append(_entry(name, one, rows, bootstrap, seed))
+        predicted = one.evaluation.probabilities[rows].argmax(axis=1)
+        right.append(predicted == one.evaluation.y_true[rows])
+    _check_labels(tested, common)
+    order = sorted(range(len(entries)), key=lambda i: _rank(entries[i].report))
+    entries = [entries[i] for i in order]
+    pairs: tuple[Difference, ...] = ()
+    if len(entries) > 1:
+        pairs = compare_accuracies(
+            np.stack([right[i] for i in order]),
+            [entry.name for entry in entries],
+            bootstrap=bootstrap,
+            seed=seed,
+        )
+    baseline = entries[0].report.baseline
+    first = tested[0]
+    return Comparison(
+        tuple(entries),
+        pairs,
+        len(common),
+        baseline.class_name,
+        baseline.accuracy.value,
+        tuple(first.evaluation.paths[first.rows[sha256]] for sha256 in common),
+    )
+
+
+def _rank(report: Report) -> tuple[float, float]:
+    return -report.accuracy.value, report.log_loss.value
+
+
+def _entry(name: str, one: _Tested, rows: np.ndarray, bootstrap: int, seed: int) -> Entry:
+    evaluation, metadata = one.evaluation, one.file.metadata
+    report = score(
+        evaluation.y_true[rows],
+        evaluation.probabilities[rows],
+        classes=evaluation.report.classes,
+        train_counts=metadata["split"]["train_counts"],
+        bootstrap=bootstrap,
+        seed=seed,
+    )
+    spec = metadata["cache"]["spec"]
+    return Entry(
+        name=name,
+        head=one.file.path,
+        cache=evaluation.cache,
+        kind=one.file.kind,
+        backbone=str(spec.get("backbone")),
+        cut=str(spec.get("cut")),
+        report=report,
+        own=evaluation.report.n,
+    )
+
+
+def _check_labels(tested: Sequence[_Tested], common: Sequence[bytes]) -> None:
+    """Refuse heads whose caches call the same image by different classes."""
+    first = tested[0]
+    for one in tested[1:]:
+        for sha256 in common:
+            told = [_label(each, sha256) for each in (first, one)]
+            if told[0] != told[1]:
+                path = first.evaluation.paths[first.rows[sha256]]
+                raise CacheError(
+                    f"{path} is {told[0]!r} in {first.evaluation.cache} and {told[1]!r} in "
+                    f"{one.evaluation.cache}: extract both from the same folder"
+                )
+
+
+def _label(one: _Tested, sha256: bytes) -> str:
+    return display_names(one.file.classes)[one.evaluation.y_true[one.rows[sha256]]]
+
+
+def _short_names(paths: Sequence[Path]) -> list[str]:
+    """File names without their ending; with the folder where two are alike."""
+    names = [path.name.removesuffix(".safetensors") for path in paths]
+    return [
+        name if names.count(name) == 1 else os.fspath(path.with_suffix(""))
+        for name, path in zip(names, paths, strict=True)
+    ]

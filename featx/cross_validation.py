@@ -1,0 +1,283 @@
+"""The stage that measures a way of fitting, not one head: nested, repeated cross-validation."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from featx.devices import resolve_device
+from featx.errors import InputError
+from featx.featureset import FeatureSet, load_intact
+from featx.grouping import Grouping, group_images
+from featx.heads.making import make_head
+from featx.images import display_names
+from featx.metrics import Estimate, Report, score
+from featx.splits import cross_validation_folds
+from featx.workspace import newest_cache
+
+FIGURES: Final = ("accuracy", "balanced_accuracy", "macro_f1", "log_loss")
+_LEVEL: Final = 0.975  # two-sided 95 %
+
+
+@dataclass(frozen=True, eq=False)
+class Fold:
+    """One fit: on all folds but one, with its choices made inside them.
+
+    `report` is of the images of that fold, without intervals; `chosen` what the fit chose.
+    """
+
+    repeat: int
+    fold: int
+    n_train: int
+    chosen: str
+    report: Report
+
+
+@dataclass(frozen=True, eq=False)
+class CrossValidation:
+    """How well a way of fitting does on images it has not seen, over many fits.
+
+    Attributes
+    ----------
+    cache : the file.
+    head, params : the way of fitting; what `params` leave open is chosen inside each fit.
+    cv, repeats, seed : folds asked for, how often they were drawn anew, and from which seed.
+    figures : name -> mean over the fits, with its 95 % interval: `accuracy`, `balanced_accuracy`,
+        `macro_f1`, `log_loss`, and `baseline`, the accuracy of each fit's commonest class.
+    folds : every fit.
+    chosen : what was chosen -> in how many fits.
+    n, k : labelled images, and their classes.
+    never_tested : labelled images in no fold, as no other of their class could be trained on.
+    unlabelled, failed : images without a label; of the cache without features.
+    groups : which images were kept together, in words.
+    paths, classes : (n) of the labelled images; names by class number.
+    y_true : (n,) int64.
+    y_pred : (repeats, n) int64, the class each image was taken for when it was not trained on;
+        -1 where it was never tested.
+    """
+
+    cache: Path
+    head: str
+    params: Mapping[str, Any]
+    cv: int
+    repeats: int
+    seed: int
+    figures: Mapping[str, Estimate]
+    folds: tuple[Fold, ...]
+    chosen: Mapping[str, int]
+    n: int
+    k: int
+    never_tested: int
+    unlabelled: int
+    failed: int
+    groups: str
+    paths: tuple[str, ...]
+    classes: tuple[str, ...]
+    y_true: np.ndarray
+    y_pred: np.ndarray
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready, without the single predictions."""
+        return {
+            "cache": os.fspath(self.cache),
+            "head": self.head,
+            "params": {name: _plain(value) for name, value in self.params.items()},
+            "cv": self.cv,
+            "repeats": self.repeats,
+            "seed": self.seed,
+            "groups": self.groups,
+            "n": self.n,
+            "k": self.k,
+            "never_tested": self.never_tested,
+            "unlabelled": self.unlabelled,
+            "failed": self.failed,
+            **{name: estimate.to_dict() for name, estimate in self.figures.items()},
+            "chosen": dict(self.chosen),
+            "folds": [
+                {
+                    "repeat": fold.repeat,
+                    "fold": fold.fold,
+                    "n_train": fold.n_train,
+                    "n_test": fold.report.n,
+                    "chosen": fold.chosen,
+                    **{name: getattr(fold.report, name).value for name in FIGURES},
+                    "baseline": fold.report.baseline.accuracy.value,
+                }
+                for fold in self.folds
+            ],
+        }
+
+
+def cross_validate(
+    cache: str | os.PathLike[str] | None = None,
+    *,
+    head: str = "logistic",
+    cv: int = 5,
+    repeats: int = 10,
+    group: str | None = None,
+    seed: int = 0,
+    device: str = "auto",
+    cache_dir: str | os.PathLike[str] = "cache",
+    advance: Callable[[int, int], None] | None = None,
+    **params: Any,
+) -> CrossValidation:
+    """Measure a head by nested, repeated cross-validation over all labelled images of a cache.
+
+    Every image is tested once in each repeat, by a head that was fitted without it. All choices
+    (C, the best epoch) are made anew inside each fit, so that none has seen an image it is tested
+    on. A split that the folder may have is not used. Meant for few images, where a single held-out
+    part is too small to tell much.
+
+    The intervals are those of Nadeau & Bengio (2003, Inference for the generalization error, eq.
+    5): t-intervals of the mean over all fits, whose variance is corrected for training sets that
+    share images by adding the ratio of tested to trained-on images to 1 / fits. They are
+    approximate, and clipped to what a figure can be.
+
+    Parameters
+    ----------
+    cache : a finished cache; the newest in `cache_dir` if none is named.
+    head : kind of head, as for `fit_head`.
+    cv : folds.
+    repeats : how often the folds are drawn, from seeds `seed`, `seed` + 1, ….
+    group : which images belong together, see `featx.grouping.group_images`; they are in one fold.
+    seed : of the folds and of the heads.
+    device : where to fit.
+    advance : called after each fit with the number of fits done and of all.
+    **params : of the head.
+
+    Raises
+    ------
+    CacheError, InputError
+        No usable cache, no labels, nothing that could be parted, or an unknown parameter.
+
+    Examples
+    --------
+    >>> found = cross_validate("cache/birds-densenet121.h5", repeats=3)  # doctest: +SKIP
+    >>> found.figures["accuracy"]  # doctest: +SKIP
+    Estimate(value=0.94, low=0.92, high=0.96)
+    """
+    if isinstance(repeats, bool) or not isinstance(repeats, int) or repeats < 1:
+        raise InputError(f"repeats must be a whole number, 1 or more, got {repeats!r}")
+    features = load_intact(cache if cache is not None else newest_cache(cache_dir))
+    grouping = group_images(features, group)
+    device = resolve_device(device).name
+    make_head(head, params, device=device, seed=seed)  # refused before anything is computed
+    rows = np.flatnonzero(features.y >= 0)
+    if not len(rows):
+        raise InputError(f"{features.path} has no labelled images to cross-validate on")
+    labels, groups = features.y[rows], grouping.groups[rows]
+    drawn = [
+        cross_validation_folds(labels, n_folds=cv, groups=groups, seed=seed + repeat)
+        for repeat in range(repeats)
+    ]
+    n_fits = sum(map(len, drawn))
+    y_pred = np.full((repeats, len(rows)), -1, np.int64)
+    folds: list[Fold] = []
+    for repeat, parts in enumerate(drawn):
+        for number, (train, test) in enumerate(parts):
+            estimator = make_head(head, params, device=device, seed=seed + repeat)
+            _fit(estimator, features, rows[train], groups[train])
+            proba = estimator.predict_proba(features.X[rows[test]])
+            known = estimator.classes_  # every class of the test rows is among them
+            y_pred[repeat, test] = known[proba.argmax(axis=1)]
+            report = score(
+                np.searchsorted(known, labels[test]),
+                proba,
+                classes=display_names([features.classes[label] for label in known]),
+                train_counts=np.bincount(labels[train], minlength=len(features.classes))[known],
+                bootstrap=0,
+            )
+            folds.append(Fold(repeat, number, len(train), _chosen(estimator), report))
+            if advance is not None:
+                advance(len(folds), n_fits)
+    return _summary(features, rows, grouping, folds, y_pred, head, params, cv, repeats, seed)
+
+
+def _fit(estimator: Any, features: FeatureSet, rows: np.ndarray, groups: np.ndarray) -> None:
+    known = {"groups": groups} if (groups >= 0).any() else {}
+    estimator.fit(features.X[rows], features.y[rows], **known)
+
+
+def _chosen(estimator: Any) -> str:
+    """What a fit chose, in words; empty where there was nothing to choose."""
+    if getattr(estimator, "C", 0) is None:
+        return f"C {estimator.C_:g}"
+    epoch = getattr(estimator, "best_epoch_", None)
+    return "" if epoch is None else f"epoch {epoch}"
+
+
+def _summary(
+    features: FeatureSet,
+    rows: np.ndarray,
+    grouping: Grouping,
+    folds: Sequence[Fold],
+    y_pred: np.ndarray,
+    head: str,
+    params: Mapping[str, Any],
+    cv: int,
+    repeats: int,
+    seed: int,
+) -> CrossValidation:
+    ratio = float(np.mean([fold.report.n / fold.n_train for fold in folds]))
+    values = {name: [getattr(fold.report, name).value for fold in folds] for name in FIGURES}
+    values["baseline"] = [fold.report.baseline.accuracy.value for fold in folds]
+    return CrossValidation(
+        cache=features.path,
+        head=head,
+        params=dict(params),
+        cv=cv,
+        repeats=repeats,
+        seed=seed,
+        figures={
+            name: corrected_interval(of, ratio, largest=np.inf if name == "log_loss" else 1.0)
+            for name, of in values.items()
+        },
+        folds=tuple(folds),
+        chosen=dict(Counter(fold.chosen for fold in folds if fold.chosen).most_common()),
+        n=len(rows),
+        k=len(np.unique(features.y[rows])),
+        never_tested=int((y_pred[0] < 0).sum()),
+        unlabelled=int((features.y < 0).sum()),
+        failed=len(features.failed),
+        groups=grouping.source,
+        paths=tuple(features.paths[row] for row in rows),
+        classes=tuple(features.names),
+        y_true=features.y[rows],
+        y_pred=y_pred,
+    )
+
+
+def corrected_interval(
+    values: Sequence[float], ratio: float, *, largest: float = np.inf
+) -> Estimate:
+    """Mean of the figures of many fits, with Nadeau & Bengio's corrected 95 % t-interval.
+
+    Parameters
+    ----------
+    values : of each fit, 0 or more.
+    ratio : tested over trained-on images of a fit.
+    largest : what the figure can be at most.
+
+    Examples
+    --------
+    >>> found = corrected_interval([0.9, 0.8, 1.0, 0.9], 0.25, largest=1.0)
+    >>> [round(value, 3) for value in (found.value, found.low, found.high)]
+    [0.9, 0.716, 1.0]
+    """
+    from scipy.stats import t
+
+    n, mean = len(values), float(np.mean(values))
+    if n < 2:
+        return Estimate(mean)
+    half = float(t.ppf(_LEVEL, n - 1) * np.std(values, ddof=1) * np.sqrt(1 / n + ratio))
+    return Estimate(mean, max(0.0, mean - half), min(largest, mean + half))
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value

@@ -1,0 +1,274 @@
+"""The stage that asks how many images a class are enough: few-shot heads and a learning curve."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from featx.devices import resolve_device
+from featx.errors import InputError
+from featx.featureset import FeatureSet, load_intact
+from featx.heads.making import make_head
+from featx.metrics import Estimate
+from featx.splits import Split, make_split
+from featx.workspace import newest_cache
+
+IntArray = npt.NDArray[np.int64]
+
+SHOTS: Final = (1, 2, 4, 8, 16)  # of CLIP's few-shot linear probes (Radford et al. 2021, fig. 6)
+_DRAWS: Final = 1000
+_BLOCK: Final = 1 << 22  # float64 at once: 32 MiB
+
+
+@dataclass(frozen=True)
+class Point:
+    """Heads fitted on so many images a class.
+
+    Attributes
+    ----------
+    shots : images a class; None for all training images.
+    n_train : images a head was trained on.
+    n_short : classes that have fewer than `shots` training images, all of which are then taken.
+    accuracy : mean over the repeats, on the held-out images, with its 95 % interval.
+    accuracies : of every repeat; one where nothing can be drawn (all training images).
+    """
+
+    shots: int | None
+    n_train: int
+    n_short: int
+    accuracy: Estimate
+    accuracies: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class LearningCurve:
+    """Accuracy by the number of training images a class.
+
+    Attributes
+    ----------
+    cache : the file.
+    head, params : the way of fitting.
+    points : from few to many; the last is of all training images.
+    n_test, tested_on : the held-out images, and what they are.
+    baseline : their share of the class that is commonest in training.
+    repeats, seed : how often images were drawn for each point.
+    notes : sentences for the user.
+    """
+
+    cache: Path
+    head: str
+    params: Mapping[str, Any]
+    points: tuple[Point, ...]
+    n_test: int
+    tested_on: str
+    baseline: float
+    repeats: int
+    seed: int
+    notes: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return {
+            "cache": os.fspath(self.cache),
+            "head": self.head,
+            "params": {k: list(v) if isinstance(v, tuple) else v for k, v in self.params.items()},
+            "tested_on": self.tested_on,
+            "n_test": self.n_test,
+            "baseline": self.baseline,
+            "repeats": self.repeats,
+            "seed": self.seed,
+            "points": [
+                vars(point)
+                | {"accuracy": point.accuracy.to_dict(), "accuracies": list(point.accuracies)}
+                for point in self.points
+            ],
+            "notes": list(self.notes),
+        }
+
+
+def learning_curve(
+    cache: str | os.PathLike[str] | None = None,
+    *,
+    head: str = "logistic",
+    shots: Sequence[int] = SHOTS,
+    repeats: int = 10,
+    seed: int = 0,
+    test_fraction: float = 0.2,
+    device: str = "auto",
+    cache_dir: str | os.PathLike[str] = "cache",
+    advance: Callable[[int, int], None] | None = None,
+    **params: Any,
+) -> LearningCurve:
+    """Fit heads on few images a class, drawn from the training images, and test each.
+
+    Every head is tested on all held-out images, which are those of `fit_head` with the same seed.
+    Choices are made inside the few images alone, never on validation images, of which somebody
+    with so few has none; with one image a class nothing can be chosen, and a head's own fixed
+    setting is taken (logistic: C = 1). In one repeat the images of a point are among those of the
+    next.
+
+    The interval is a percentile bootstrap interval over both what was drawn to train on and what
+    was tested on: repeats and held-out images are drawn with replacement, 1,000 times.
+
+    Parameters
+    ----------
+    cache : a finished cache; the newest in `cache_dir` if none is named.
+    head : kind of head, as for `fit_head`.
+    shots : images a class, each 1 or more.
+    repeats : how often they are drawn.
+    seed : of the split, where the folder has none of its own, of the draws, and of the heads.
+    test_fraction : held out, where the folder has no split of its own.
+    device : where to fit.
+    advance : called after each fit with the number of fits done and of all.
+    **params : of the head.
+
+    Raises
+    ------
+    CacheError, InputError
+        No usable cache, no labels, or an argument that cannot be used.
+
+    Examples
+    --------
+    >>> curve = learning_curve("cache/birds-densenet121.h5", shots=(1, 4))  # doctest: +SKIP
+    >>> [(point.shots, round(point.accuracy.value, 2)) for point in curve.points]  # doctest: +SKIP
+    [(1, 0.61), (4, 0.88), (None, 0.96)]
+    """
+    wanted = _checked(shots, repeats)
+    features = load_intact(cache if cache is not None else newest_cache(cache_dir))
+    split = make_split(
+        features.y,
+        features.split_codes,
+        groups=features.groups,
+        seed=seed,
+        test_fraction=test_fraction,
+    )
+    device = resolve_device(device).name
+    make_head(head, params, device=device, seed=seed)  # refused before anything is computed
+    labels = features.y[split.train]
+    counts = np.bincount(labels, minlength=len(features.classes))
+    jobs = [(shot, repeat) for shot in wanted for repeat in range(repeats)]
+    jobs.append((int(counts.max()), -1))  # all of them, once
+    X_test, y_test = features.X[split.held_out], features.y[split.held_out]
+    rights: dict[int, list[npt.NDArray[np.bool_]]] = {}
+    heard: dict[type[Warning], list[str]] = {}
+    for done, (shot, repeat) in enumerate(jobs, 1):
+        rows = split.train if repeat < 0 else draw_shots(split.train, labels, shot, seed, repeat)
+        estimator = _few_shot_head(head, params, device, seed + max(repeat, 0), features, rows)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            _fit(estimator, features, rows)
+        for warning in caught:
+            heard.setdefault(warning.category, []).append(str(warning.message))
+        rights.setdefault(shot if repeat >= 0 else 0, []).append(
+            np.asarray(estimator.predict(X_test) == y_test)
+        )
+        if advance is not None:
+            advance(done, len(jobs))
+    points = [_point(shot or None, np.stack(right), counts, seed) for shot, right in rights.items()]
+    return LearningCurve(
+        cache=features.path,
+        head=head,
+        params=dict(params),
+        points=tuple(points),
+        n_test=len(split.held_out),
+        tested_on=f"{split.held_out_name} images",
+        baseline=float((y_test == counts.argmax()).mean()),
+        repeats=repeats,
+        seed=seed,
+        notes=_notes(split, heard, len(jobs)),
+    )
+
+
+def draw_shots(rows: IntArray, labels: IntArray, shots: int, seed: int, repeat: int) -> IntArray:
+    """So many rows of each class, sorted; of fewer shots a part of these.
+
+    Parameters
+    ----------
+    rows, labels : (n,) what is drawn from.
+    shots : of each class; all of a class that has no more.
+    seed, repeat : the same draw the same rows.
+    """
+    drawn = [
+        np.random.default_rng([seed, repeat, int(label)]).permutation(rows[labels == label])[:shots]
+        for label in np.unique(labels)
+    ]
+    return np.sort(np.concatenate(drawn))
+
+
+def _checked(shots: Sequence[int], repeats: int) -> list[int]:
+    for name, values in (("shots", shots), ("repeats", [repeats])):
+        for value in values:
+            if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
+                raise InputError(f"{name} must be whole numbers, 1 or more, got {value!r}")
+    if not len(shots):
+        raise InputError("shots must name at least one number of images a class")
+    return sorted({int(shot) for shot in shots})
+
+
+def _few_shot_head(
+    head: str,
+    params: Mapping[str, Any],
+    device: str,
+    seed: int,
+    features: FeatureSet,
+    rows: IntArray,
+) -> Any:
+    """The head, with what it cannot choose from one image a class set to its fixed value."""
+    estimator = make_head(head, params, device=device, seed=seed)
+    if np.bincount(features.y[rows]).max() < 2:
+        fixed = {k: v for k, v in estimator.UNCHOSEN.items() if getattr(estimator, k) is None}
+        estimator.set_params(**fixed)
+    return estimator
+
+
+def _fit(estimator: Any, features: FeatureSet, rows: IntArray) -> None:
+    groups = features.groups[rows]
+    known = {"groups": groups} if (groups >= 0).any() else {}
+    estimator.fit(features.X[rows], features.y[rows], **known)
+
+
+def _point(shots: int | None, right: npt.NDArray[np.bool_], counts: IntArray, seed: int) -> Point:
+    trained = counts if shots is None else np.minimum(counts, shots)
+    return Point(
+        shots=shots,
+        n_train=int(trained.sum()),
+        n_short=0 if shots is None else int(((counts < shots) & (counts > 0)).sum()),
+        accuracy=_estimate(right, seed),
+        accuracies=tuple(right.mean(axis=1).tolist()),
+    )
+
+
+def _estimate(right: npt.NDArray[np.bool_], seed: int) -> Estimate:
+    """Mean of (repeats, n) answers; interval by drawing repeats and images with replacement."""
+    repeats, n = right.shape
+    rng = np.random.default_rng(seed)
+    drawn = np.empty(_DRAWS)
+    step = max(1, _BLOCK // n)
+    for start in range(0, _DRAWS, step):
+        part = slice(start, min(start + step, _DRAWS))
+        b = part.stop - part.start
+        images = rng.multinomial(n, np.full(n, 1 / n), size=b)  # (b, n) how often each
+        times = rng.multinomial(repeats, np.full(repeats, 1 / repeats), size=b)  # (b, repeats)
+        drawn[part] = ((times @ right) * images).sum(axis=1) / (repeats * n)
+    low, high = np.percentile(drawn, [2.5, 97.5])
+    return Estimate(float(right.mean()), float(low), float(high))
+
+
+def _notes(
+    split: Split, heard: Mapping[type[Warning], Sequence[str]], n_fits: int
+) -> tuple[str, ...]:
+    notes = [*split.notes]
+    if len(split.val):
+        notes.append(f"{len(split.val):,} val images are not used: few-shot heads choose without")
+    notes += [
+        f"{len(said):,} warnings of {n_fits:,} fits, the first: {said[0]}"
+        for said in heard.values()
+    ]
+    return tuple(notes)

@@ -1,0 +1,148 @@
+"""Heads side by side: on the same images, none of which any of them was trained on."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from synthetic import SPEC, write_cache
+from typer.testing import CliRunner
+
+from featx.cli import app
+from featx.comparing import compare, leaderboard
+from featx.errors import CacheError, HeadError, InputError
+from featx.evaluation import evaluate
+from featx.fitting import fit_head
+
+OTHER = {**SPEC, "backbone": "resnet18"}
+
+
+def run(*arguments: str | Path) -> tuple[int, str, str]:
+    result = CliRunner().invoke(app, list(map(str, arguments)))
+    return result.exit_code, result.stdout, result.stderr
+
+
+def test_heads_of_two_backbones_are_ranked_on_the_same_images(tmp_path: Path) -> None:
+    good = write_cache(tmp_path / "good.h5", n=200, spread=0.8)
+    poor = write_cache(tmp_path / "poor.h5", n=200, spread=4.0, spec=OTHER)
+    heads = [fit_head(path).path for path in (poor, good)]
+    found = compare(heads)
+    assert [entry.backbone for entry in found.entries] == ["squeezenet1_1", "resnet18"]
+    assert [entry.name for entry in found.entries] == ["good.logistic", "poor.logistic"]
+    assert found.n == 39
+    for entry, cache in zip(found.entries, (good, poor), strict=True):
+        assert entry.report.accuracy == evaluate(cache, entry.head).report.accuracy
+    (pair,) = found.pairs
+    assert (pair.first, pair.second) == ("good.logistic", "poor.logistic")
+    assert pair.accuracy.value == pytest.approx(
+        found.entries[0].report.accuracy.value - found.entries[1].report.accuracy.value
+    )
+    assert pair.p < 0.01
+
+
+def test_images_that_one_of_them_was_trained_on_are_left_out_for_all(tmp_path: Path) -> None:
+    path = write_cache(tmp_path / "a.h5", n=200, spread=3.0)
+    first, second = fit_head(path), fit_head(path, seed=1)
+    found = compare([first.path, second.path])
+    held_out = [{row.tobytes() for row in fit.file.split["held_out"]} for fit in (first, second)]
+    assert found.n == len(held_out[0] & held_out[1]) < 39
+    tested = {first.features.sha256[first.features.paths.index(p)].tobytes() for p in found.paths}
+    assert tested == held_out[0] & held_out[1]
+    assert [entry.own for entry in found.entries] == [39, 39]
+
+
+def test_rows_are_matched_by_image_and_not_by_number(tmp_path: Path) -> None:
+    split = np.where(np.arange(120) % 4 == 0, 2, 1).astype(np.uint8)
+    a = write_cache(tmp_path / "a.h5", n=120, split=split, spread=2.0)
+    # the same folder, but for its first 21 images, which were deleted since
+    b = write_cache(tmp_path / "b.h5", n=99, first_image=21, split=split[21:], spread=2.0)
+    found = compare([fit_head(a, device="cpu").path, fit_head(b, device="cpu").path])
+    assert found.n == 24
+    assert set(found.paths) == {f"{i:06d}.jpg" for i in range(24, 120, 4)}
+    for entry in found.entries:
+        whole = evaluate(entry.cache, entry.head)
+        rows = [whole.paths.index(path) for path in found.paths]
+        right = whole.probabilities[rows].argmax(axis=1) == whole.y_true[rows]
+        assert entry.report.accuracy.value == pytest.approx(right.mean())
+
+
+def test_a_cache_stands_for_its_newest_head_or_gets_one(tmp_path: Path) -> None:
+    a = write_cache(tmp_path / "a.h5")
+    b = write_cache(tmp_path / "b.h5", spec=OTHER)
+    fitted = fit_head(b, head="linear", epochs=2, device="cpu").path
+    found = compare([a, b])
+    assert {entry.head for entry in found.entries} == {
+        tmp_path / "a.logistic.safetensors",
+        fitted,
+    }
+
+
+def test_a_folder_gives_a_table_for_each_set_of_test_images(tmp_path: Path) -> None:
+    a, b = write_cache(tmp_path / "a.h5"), write_cache(tmp_path / "b.h5", spec=OTHER)
+    other = write_cache(tmp_path / "other.h5", first_image=500, root="/elsewhere")
+    lonely = write_cache(tmp_path / "lonely.h5", first_image=900, root="/nowhere")
+    heads = [fit_head(path).path for path in (a, b, other)]
+    (tmp_path / "broken.safetensors").write_bytes(b"no head")
+    board = leaderboard(tmp_path)
+    assert [{e.head for e in c.entries} for c in board.comparisons] == [set(heads[:2]), {heads[2]}]
+    assert board.comparisons[1].pairs == ()
+    assert set(board.skipped) == {lonely, tmp_path / "broken.safetensors"}
+    assert "no head was fitted" in board.skipped[lonely]
+
+
+def test_what_cannot_be_compared_is_said(tmp_path: Path) -> None:
+    a = write_cache(tmp_path / "a.h5")
+    far = write_cache(tmp_path / "far.h5", first_image=500)
+    with pytest.raises(InputError, match="at least two different heads"):
+        compare([fit_head(a).path, a])
+    with pytest.raises(InputError, match="no test image in common"):
+        compare([a, far])
+    with pytest.raises(InputError, match="is a folder"):
+        compare([a, tmp_path])
+    with pytest.raises(HeadError, match="there is no head in"):
+        leaderboard(tmp_path / "empty")
+
+
+def test_an_image_of_two_classes_is_refused(tmp_path: Path) -> None:
+    split = np.where(np.arange(60) % 4 == 0, 2, 1).astype(np.uint8)
+    a = write_cache(tmp_path / "a.h5", split=split)
+    labels = np.arange(60) % 3
+    labels[4] = 0  # it was 1
+    b = write_cache(tmp_path / "b.h5", split=split, labels=labels, spec=OTHER)
+    with pytest.raises(CacheError, match=r"000004\.jpg is 'Grue cendrée' in .* 'Great tit' in"):
+        compare([a, b])
+
+
+def test_the_command_prints_a_table_and_warns_of_choosing_by_it(tmp_path: Path) -> None:
+    good = write_cache(tmp_path / "good.h5", n=200, spread=0.8)
+    poor = write_cache(tmp_path / "poor.h5", n=200, spread=4.0, spec=OTHER)
+    code, stdout, stderr = run("compare", good, poor)
+    assert code == 0
+    rows = [line for line in stdout.splitlines() if ".logistic" in line]
+    assert rows[0].startswith("good.logistic")
+    assert rows[1].startswith("poor.logistic")
+    assert "resnet18" in rows[1]
+    assert " -0." in rows[1]
+    assert "has chosen by its test images" in stderr
+    code, stdout, _ = run("compare", good, poor, "--json", "--bootstrap", 0)
+    parsed = json.loads(stdout)
+    assert [head["name"] for head in parsed["heads"]] == ["good.logistic", "poor.logistic"]
+    assert parsed["pairs"][0]["accuracy"]["value"] > 0
+    assert parsed["pairs"][0]["accuracy"]["low"] is None
+    assert f"{0 - parsed['pairs'][0]['accuracy']['value']:+.3f}" in rows[1]
+
+
+def test_without_names_all_heads_of_the_folder_are_ranked(tmp_path: Path) -> None:
+    path = write_cache(tmp_path / "a.h5")
+    fit_head(path)
+    fit_head(path, C=1e-4)
+    write_cache(tmp_path / "b.h5", first_image=500)
+    code, stdout, stderr = run("compare", "--cache-dir", tmp_path)
+    assert code == 0
+    assert stdout.count("a.logistic") == 2
+    assert "left out" in stderr
+    assert "no head was fitted on it" in stderr
+    code, stdout, _ = run("compare", tmp_path, "--json")
+    assert len(json.loads(stdout)["comparisons"][0]["heads"]) == 2

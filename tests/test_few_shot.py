@@ -1,0 +1,149 @@
+"""The learning curve: drawn from the training images alone, tested on all held-out ones."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from synthetic import write_cache
+from typer.testing import CliRunner
+
+import featx
+from featx.cli import app
+from featx.errors import InputError
+from featx.few_shot import draw_shots, learning_curve
+from featx.fitting import fit_head
+from featx.heads import LogisticHead
+
+
+def run(*arguments: str | Path) -> tuple[int, str, str]:
+    result = CliRunner().invoke(app, list(map(str, arguments)))
+    return result.exit_code, result.stdout, result.stderr
+
+
+def test_more_images_are_better_and_the_last_point_is_the_whole_head(tmp_path: Path) -> None:
+    path = write_cache(tmp_path / "a.h5", n=300, spread=2.0)
+    curve = learning_curve(path, shots=(16, 1), repeats=5, device="cpu")
+    assert [point.shots for point in curve.points] == [1, 16, None]
+    assert [point.n_train for point in curve.points] == [3, 48, 240]
+    few, some, everything = curve.points
+    assert few.accuracy.value < some.accuracy.value <= everything.accuracy.value + 0.05
+    assert few.accuracy.value == pytest.approx(np.mean(few.accuracies))
+    assert (len(few.accuracies), len(everything.accuracies)) == (5, 1)
+    X, y = featx.load(path, split="held-out", return_X_y=True)
+    assert everything.accuracies[0] == fit_head(path, device="cpu").file.head.score(X, y)
+    assert curve.n_test == len(y)
+    assert curve.baseline == pytest.approx((y == 0).mean())
+    for point in curve.points:
+        assert point.accuracy.low is not None
+        assert point.accuracy.high is not None
+        assert point.accuracy.low < point.accuracy.value < point.accuracy.high
+
+
+def test_heads_see_so_many_training_images_of_each_class_and_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[np.ndarray, np.ndarray, float | None]] = []
+    fit = LogisticHead.fit
+
+    def recorded(self: LogisticHead, X: np.ndarray, y: np.ndarray, **rest: Any) -> LogisticHead:
+        seen.append((X, y, self.C))
+        assert not rest
+        return fit(self, X, y, **rest)
+
+    monkeypatch.setattr(LogisticHead, "fit", recorded)
+    split = np.array([1, 1, 1, 2, 3], np.uint8)[np.arange(90) % 5]
+    path = write_cache(tmp_path / "a.h5", n=90, split=split)
+    curve = learning_curve(path, shots=(1, 2), repeats=2, device="cpu")
+    train = {row.tobytes() for row in featx.load(path, split="train").X}
+    drawn = [{row.tobytes() for row in X} for X, _, _ in seen]
+    assert all(rows <= train for rows in drawn)
+    assert [np.bincount(y).tolist() for _, y, _ in seen[:4]] == [[1] * 3] * 2 + [[2] * 3] * 2
+    assert drawn[0] < drawn[2]  # the same repeat: the second image comes to the first
+    assert drawn[0] != drawn[1]
+    assert drawn[4] == train
+    assert [C for _, _, C in seen] == [1.0, 1.0, None, None, None]
+    assert any("18 val images are not used" in note for note in curve.notes)
+
+
+def test_a_class_with_few_images_gives_all_it_has(tmp_path: Path) -> None:
+    labels = np.where(np.arange(60) < 5, 2, np.arange(60) % 2)
+    path = write_cache(tmp_path / "a.h5", labels=labels)
+    curve = learning_curve(path, shots=(8,), repeats=2, device="cpu")
+    assert (curve.points[0].n_train, curve.points[0].n_short) == (8 + 8 + 4, 1)
+
+
+def test_draws_depend_on_seed_and_repeat_only() -> None:
+    rows, labels = np.arange(40), np.arange(40) % 4
+    first = draw_shots(rows, labels, 3, seed=0, repeat=0)
+    assert np.array_equal(first, draw_shots(rows, labels, 3, seed=0, repeat=0))
+    assert np.bincount(labels[first]).tolist() == [3, 3, 3, 3]
+    assert not np.array_equal(first, draw_shots(rows, labels, 3, seed=0, repeat=1))
+    assert not np.array_equal(first, draw_shots(rows, labels, 3, seed=1, repeat=0))
+
+
+def test_the_interval_counts_both_draws(tmp_path: Path) -> None:
+    from featx.few_shot import _estimate
+
+    rng = np.random.default_rng(0)
+    one_test_set = rng.random((1, 200)) < 0.8  # a single repeat: the images alone
+    found = _estimate(one_test_set, 0)
+    assert found.low is not None
+    assert found.high is not None
+    share = one_test_set.mean()
+    expected = 2 * 1.96 * np.sqrt(share * (1 - share) / 200)
+    assert found.high - found.low == pytest.approx(expected, rel=0.15)
+    all_or_nothing = np.repeat(rng.random((20, 1)) < 0.5, 200, axis=1)  # the repeats alone
+    found = _estimate(all_or_nothing, 0)
+    assert found.low is not None
+    assert found.high is not None
+    share = all_or_nothing.mean()
+    assert found.high - found.low == pytest.approx(
+        2 * 1.96 * np.sqrt(share * (1 - share) / 20), rel=0.15
+    )
+
+
+@pytest.mark.parametrize(
+    ("keywords", "words"),
+    [
+        ({"shots": ()}, "at least one number"),
+        ({"shots": (0,)}, "shots must be whole numbers, 1 or more, got 0"),
+        ({"shots": (1.5,)}, "got 1.5"),
+        ({"repeats": 0}, "repeats must be whole numbers"),
+        ({"head": "tree"}, "head must be one of"),
+        ({"depth": 1}, "no parameter depth"),
+    ],
+)
+def test_arguments_that_cannot_be_used_are_refused(
+    tmp_path: Path, keywords: dict[str, Any], words: str
+) -> None:
+    path = write_cache(tmp_path / "a.h5")
+    with pytest.raises(InputError, match=words):
+        learning_curve(path, **keywords)
+
+
+def test_the_command_prints_the_curve_and_draws_it(tmp_path: Path) -> None:
+    path = write_cache(tmp_path / "a.h5", n=120, spread=2.0)
+    arguments = ("fit-head", path, "--shots", "1,4", "--repeats", 3, "--device", "cpu")
+    code, stdout, stderr = run(*arguments, "--curves", tmp_path / "curve.png")
+    assert code == 0, stderr
+    curve = learning_curve(path, shots=(1, 4), repeats=3, device="cpu")
+    for point in curve.points:
+        accuracy = point.accuracy
+        assert f"{accuracy.value:.3f}  {accuracy.low:.3f} to {accuracy.high:.3f}" in stdout
+    assert "all" in stdout
+    with Image.open(tmp_path / "curve.png") as picture:
+        assert picture.format == "PNG"
+    code, stdout, _ = run(*arguments, "--json")
+    assert json.loads(stdout) == json.loads(json.dumps(curve.to_dict()))
+    assert not list(tmp_path.glob("*.safetensors"))  # a curve is no head
+    code, _, stderr = run("fit-head", path, "--repeats", 3)
+    assert code == 2
+    assert "--repeats goes with --shots" in stderr
+    code, _, stderr = run("fit-head", path, "--shots", "one")
+    assert code == 2
+    assert "--shots takes" in stderr
