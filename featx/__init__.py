@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from featx.cache import verify as verify
     from featx.comparing import compare as compare
     from featx.comparing import leaderboard as leaderboard
+    from featx.cross_validation import cross_validate as cross_validate
     from featx.cut import list_cuts as list_cuts
     from featx.cut import split_at as split_at
     from featx.evaluation import evaluate as evaluate
@@ -32,6 +33,7 @@ _HOME: Final = {
     "FeatureSet": "featx.featureset",
     "bench": "featx.benching",
     "compare": "featx.comparing",
+    "cross_validate": "featx.cross_validation",
     "evaluate": "featx.evaluation",
     "extract": "featx.extraction",
     "extract_many": "featx.extraction",

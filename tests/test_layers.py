@@ -47,7 +47,7 @@ SHELVES: tuple[frozenset[str], ...] = tuple(
             {"axes", "architectures", "timm_backbones", "engines", "drawing", "loading"},
             {"cut_graph", "worker"},
             {"cut", "backbones", "featureset", "workspace", "child", "limits"},
-            {"rates", "forward", "specs", "plans", "heads", "failures", "isolation"},
+            {"rates", "forward", "specs", "plans", "heads", "grouping", "failures", "isolation"},
             {"pipeline", "target"},
             {"filling", "recorded"},
             {

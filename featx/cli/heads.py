@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from featx.cli.cross_validation import cross_validation
 from featx.cli.options import CacheDir, Device, Json, Precision, Seed, given, numbers
 from featx.cli.output import command, out, print_json, table, tell
 from featx.errors import InputError
@@ -69,7 +70,8 @@ def fit_head(
     ] = None,
     seed: Seed = 0,
     curves: Annotated[
-        Path | None, typer.Option(help="linear, mlp: draw loss and accuracy by epoch (PNG).")
+        Path | None,
+        typer.Option(help="linear, mlp, --shots: draw loss and accuracy, or the learning curve."),
     ] = None,
     cache_dir: CacheDir = Path("cache"),
     json_output: Json = False,
@@ -77,19 +79,14 @@ def fit_head(
     """Fit a head on cached features; choices are made without looking at the held-out images."""
     from featx.fitting import fit_head as fit
 
-    if curves is not None and head == "logistic":
-        raise InputError("--curves needs a head with epochs (linear or mlp), not logistic")
     sizes = numbers(hidden, "hidden")
-    fitted = fit(
-        cache,
-        head=head,
-        out=out_file,
-        force=force,
-        seed=seed,
-        test_fraction=test_fraction,
-        device=device,
-        cache_dir=cache_dir,
+    common: dict[str, Any] = {
+        "head": head,
+        "seed": seed,
+        "device": device,
+        "cache_dir": cache_dir,
         **given(
+            test_fraction=test_fraction,
             C=c,
             class_weight=class_weight,
             max_iter=max_iter,
@@ -106,7 +103,10 @@ def fit_head(
             cv=cv,
             precision=precision,
         ),
-    )
+    }
+    if curves is not None and head == "logistic":
+        raise InputError("--curves needs a head with epochs (linear or mlp), not logistic")
+    fitted = fit(cache, out=out_file, force=force, **common)
     if curves is not None:
         _draw_curves(fitted, curves)
     if json_output:
@@ -194,6 +194,26 @@ def evaluate(
         ),
     ] = None,
     bootstrap: Annotated[int, typer.Option(min=0, help="Draws for the 95 % intervals.")] = 1000,
+    cv: Annotated[
+        int | None,
+        typer.Option(
+            min=2,
+            help="Instead, measure the way of fitting (HEAD's, or --head with its defaults) by "
+            "so many folds over all labelled images, every choice made inside the folds.",
+        ),
+    ] = None,
+    repeats: Annotated[int, typer.Option(min=1, help="--cv: times the folds are drawn.")] = 10,
+    group: Annotated[
+        str | None,
+        typer.Option(
+            help="--cv: images that stay in one fold: parent (folder), a column of a CSV in the "
+            "image folder, TABLE.csv:COLUMN, or a regular expression with one (pair)."
+        ),
+    ] = None,
+    head_kind: Annotated[
+        str | None, typer.Option("--head", help="--cv: kind of head where no HEAD is named.")
+    ] = None,
+    device: Device = "auto",
     seed: Seed = 0,
     cache_dir: CacheDir = Path("cache"),
     json_output: Json = False,
@@ -202,6 +222,23 @@ def evaluate(
     from featx.evaluation import evaluate as run
 
     cache, head = _cache_and_head(files or [])
+    if cv is not None:
+        cross_validation(
+            cache,
+            head,
+            kind=head_kind,
+            out_dir=out_dir,
+            cv=cv,
+            repeats=repeats,
+            group=group,
+            device=device,
+            seed=seed,
+            cache_dir=cache_dir,
+            json_output=json_output,
+        )
+        return
+    if group is not None or head_kind is not None:
+        raise InputError("--group and --head of evaluate go with --cv; fit-head has them too")
     if on not in ("held-out", "all"):
         raise InputError(f"--on must be held-out or all, got {on!r}")
     evaluation = run(
