@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from featx.extractor import FeatureExtractor as FeatureExtractor
     from featx.featureset import FeatureSet as FeatureSet
     from featx.featureset import load as load
+    from featx.few_shot import learning_curve as learning_curve
     from featx.fitting import fit_head as fit_head
     from featx.prediction import predict as predict
     from featx.repairing import repair as repair
@@ -39,6 +40,7 @@ _HOME: Final = {
     "extract_many": "featx.extraction",
     "fit_head": "featx.fitting",
     "leaderboard": "featx.comparing",
+    "learning_curve": "featx.few_shot",
     "list_cuts": "featx.cut",
     "load": "featx.featureset",
     "predict": "featx.prediction",

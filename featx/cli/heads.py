@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from featx.cli.cross_validation import cross_validation
+from featx.cli.few_shot import few_shot
 from featx.cli.options import CacheDir, Device, Json, Precision, Seed, given, numbers
 from featx.cli.output import command, out, print_json, table, tell
 from featx.errors import InputError
@@ -69,6 +70,16 @@ def fit_head(
         typer.Option(help="Held out, where the images have no split of their own: 0.2."),
     ] = None,
     seed: Seed = 0,
+    shots: Annotated[
+        str | None,
+        typer.Option(
+            help="Instead, a learning curve: test heads fitted on so many images a class, as "
+            "1,2,4,8,16. No head is written."
+        ),
+    ] = None,
+    repeats: Annotated[
+        int | None, typer.Option(min=1, help="--shots: times images are drawn: 10.")
+    ] = None,
     curves: Annotated[
         Path | None,
         typer.Option(help="linear, mlp, --shots: draw loss and accuracy, or the learning curve."),
@@ -104,6 +115,14 @@ def fit_head(
             precision=precision,
         ),
     }
+    if shots is not None:
+        if out_file is not None or force:
+            raise InputError("--shots writes no head: leave --out and --force away")
+        common |= given(repeats=repeats)
+        few_shot(cache, shots=shots, curves=curves, json_output=json_output, **common)
+        return
+    if repeats is not None:
+        raise InputError("--repeats goes with --shots")
     if curves is not None and head == "logistic":
         raise InputError("--curves needs a head with epochs (linear or mlp), not logistic")
     fitted = fit(cache, out=out_file, force=force, **common)
