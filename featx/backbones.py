@@ -16,8 +16,10 @@ from torch import nn
 from featx import architectures, timm_backbones
 from featx.architectures import PublishedWeights
 from featx.errors import InputError, WeightsError
+from featx.identity import BackboneIdentity
 from featx.keys import classifier_path, load_into, rename_old_keys
 from featx.transforms import Transform
+from featx.weight_files import sha256_file
 from featx.weights import (
     check_published_hash,
     checkpoint_folder,
@@ -25,7 +27,6 @@ from featx.weights import (
     file_name,
     hash_prefix,
     read_state_dict,
-    sha256_file,
     state_dict_sha256,
 )
 
@@ -35,42 +36,19 @@ _TRANSFORM_FIELDS = ("resize", "crop", "mean", "std", "interpolation")
 
 
 @dataclass(frozen=True, eq=False)
-class Backbone:
+class Backbone(BackboneIdentity):
     """A network with its weights, its own preprocessing and its class names.
 
     Attributes
     ----------
-    name
-        ``"densenet121"``, ``"timm:resnet18"``.
     network
         In evaluation mode, no parameter requires a gradient; on the CPU, float32.
-    transform
-        How an image becomes the network's input.
-    classes
-        Names of the network's outputs; empty where they are not known.
-    weights
-        ``"IMAGENET1K_V1"``, ``"random"`` or a file's name, as shown to people.
-    weights_sha256
-        Of the file's bytes; of the canonical state dict (`weights.state_dict_sha256`) where
-        there is no file.
-    weights_path
-        The file, absolute; None where there is none.
-    notes
-        Sentences the user must be told: a transform that was assumed, a classifier that was
-        dropped, keys that were missing.
     untrained
         Parameters of `network` that the weights' file has no values for, such as a dropped
         classifier's: they are random, and no features may be taken behind them.
     """
 
-    name: str
     network: nn.Module
-    transform: Transform
-    classes: tuple[str, ...]
-    weights: str
-    weights_sha256: str
-    weights_path: str | None
-    notes: tuple[str, ...]
     untrained: tuple[str, ...] = ()
 
 

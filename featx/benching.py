@@ -209,7 +209,8 @@ def _network(work: _Work) -> tuple[StageRate, dict[str, Any]]:
     pipeline, device = work.pipeline, work.pipeline.device
     precision = gemm_precision(device, pipeline.precision)
     shape = (pipeline.backbone.transform.crop,) * 2
-    flops = flops_per_image(pipeline.front, shape)
+    assert pipeline.network is not None
+    flops = flops_per_image(pipeline.network, shape)
 
     def products() -> float:
         with torch_threads(pipeline.threads):

@@ -18,6 +18,7 @@ from torch import fx, nn
 from featx.axes import Layout
 from featx.cut_graph import ALIASES, SEE_CUTS, CutGraph, UntraceableError
 from featx.errors import InputError
+from featx.identity import FrontIdentity
 from featx.pooling import POOLS, Pool
 from featx.tracing import facts
 
@@ -151,6 +152,11 @@ class Front(nn.Module):
         self.layout = layout
         self.notes = notes
         self.eval()
+
+    @property
+    def identity(self) -> FrontIdentity:
+        """Cut, pool, layout and notes, without the network."""
+        return FrontIdentity(self.cut, self.pool, self.layout, self.notes)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Normalised images, float (n, 3, h, w) -> features (n, d) or the map (n, ...)."""

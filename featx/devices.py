@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final, Literal, get_args
 
 from featx.errors import InputError
@@ -15,6 +17,7 @@ PRECISIONS: Final[tuple[str, ...]] = get_args(Precision)
 # Fixed batch shapes, so that the same command gives the same bits. 16 keeps a CPU busy and the
 # activations of a 224-pixel network under 2 GB; 128 fills a current GPU without exhausting 8 GB.
 _BATCH_SIZE: Final = {"cpu": 16, "mps": 32, "cuda": 128}
+_DEVICE_FILES: Final = ("/dev/nvidiactl", "/dev/nvidia-uvm", "/dev/nvidia0", "/dev/kfd", "/dev/dxg")
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,10 @@ def resolve_device(device: str = "auto") -> Device:
         index and not (kind == "cuda" and index.isdecimal())
     ):
         raise InputError(f"device must be auto, cpu, cuda, cuda:N or mps, got {device!r}")
+    if device == "cpu":
+        return Device("cpu", "as asked")
+    if device == "auto" and "torch" not in sys.modules and not _may_have_accelerator():
+        return Device("cpu", "auto: no CUDA or MPS device found")
     import torch  # here, so that a bad name is told without waiting for the import
 
     n_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
@@ -86,6 +93,17 @@ def resolve_device(device: str = "auto") -> Device:
             "use --device auto or cpu, or see `featx doctor`"
         )
     return Device(kind, "as asked")
+
+
+def _may_have_accelerator() -> bool:
+    """Whether PyTorch could find a GPU; importing it to ask takes seconds.
+
+    On Linux a GPU that programs can use is a device file: NVIDIA's, AMD's, or that of Windows'
+    subsystem.
+    """
+    if sys.platform != "linux":
+        return True
+    return any(Path(name).exists() for name in _DEVICE_FILES)
 
 
 def check_precision(device: Device, precision: str | None = None) -> Precision:
@@ -122,13 +140,24 @@ def check_precision(device: Device, precision: str | None = None) -> Precision:
     return precision  # type: ignore[return-value]  # narrowed by the test against PRECISIONS
 
 
+def torch_default_threads() -> int:
+    """Threads that PyTorch computes with on the CPU where nobody says otherwise."""
+    import torch
+
+    return torch.get_num_threads()
+
+
 @contextmanager
 def torch_threads(count: int) -> Iterator[None]:
     """Let PyTorch compute with `count` CPU threads inside the block.
 
     The number matters to the bits: several threads add up their parts of a sum in another order
-    than one does (MobileNetV2 and DenseNet differ in the seventh digit).
+    than one does (MobileNetV2 and DenseNet differ in the seventh digit). A program that has not
+    imported PyTorch is not made to.
     """
+    if "torch" not in sys.modules:
+        yield
+        return
     import torch
 
     before = torch.get_num_threads()
@@ -137,6 +166,15 @@ def torch_threads(count: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def accelerator_name(device: Device) -> str:
+    """What CUDA calls a device; empty for others."""
+    if device.kind != "cuda":
+        return ""
+    import torch
+
+    return torch.cuda.get_device_name(device.name)
 
 
 def default_batch_size(device: Device) -> int:

@@ -8,12 +8,12 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, Final
 
-from featx.backbones import Backbone
 from featx.errors import InputError
 from featx.featureset import FeatureSet
 from featx.filling import Extraction as Extraction
 from featx.filling import Listener as Listener
 from featx.filling import fill_caches
+from featx.identity import BackboneIdentity
 from featx.images import list_images
 from featx.specs import ExtractOptions, ExtractRules
 from featx.target import Job, target_of
@@ -190,7 +190,7 @@ def run_extractions(
     purpose = "fresh" if checked.fresh else ""
 
     def job(options: ExtractOptions) -> Job:
-        def target(backbone: Backbone) -> Path:
+        def target(backbone: BackboneIdentity) -> Path:
             return target_of(images, options, backbone, cache_dir, out)
 
         return Job(os.fspath(images), table, target, purpose=purpose)

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 
-from featx.backbones import Backbone
 from featx.cache import CacheWriter, Decision, cache_lock, split_counts
 from featx.devices import Device
 from featx.engines.base import how
@@ -20,6 +19,7 @@ from featx.errors import DiskError, FeatxError, InputError, StoppedError, TooMan
 from featx.failures import StopAtFailure, check_failures, check_settled
 from featx.featureset import FeatureSet, feature_set
 from featx.forward import Lane, StageTimes, default_workers
+from featx.identity import BackboneIdentity
 from featx.images import ImageTable
 from featx.memory import peak_memory_bytes
 from featx.pipeline import MAX_SAMPLES, Pipeline, build_pipeline, run_together
@@ -290,7 +290,7 @@ def _planned(
 ) -> tuple[Pipeline, dict[str, Any]]:
     """The pipeline and its plan; a cache that is there has its own replayed."""
 
-    def replay(backbone: Backbone, device: Device) -> Running:
+    def replay(backbone: BackboneIdentity, device: Device) -> Running:
         recorded = recorded_plan(job, job.target(backbone), device)
         return replace(recorded, threads=None) if rules.mix_plans else recorded
 
@@ -301,11 +301,13 @@ def _planned(
         transform=job.transform,
         replay=replay,
         samples=[table.file(row) for row in rows.tolist()],
+        quick=True,
     )
     plan = make_plan(
         pipeline.engine,
         pipeline.backbone,
         pipeline.device,
+        versions=pipeline.versions,
         workers=options.workers or default_workers(),
         threads=pipeline.threads,
         seed=options.seed,

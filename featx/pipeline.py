@@ -3,25 +3,45 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Sequence
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from featx.backbones import Backbone, load_backbone
-from featx.cut import Front, build_front
 from featx.decoding import TOO_LARGE, DecodeOptions
-from featx.devices import Device, Precision, check_precision, resolve_device, torch_threads
+from featx.devices import (
+    Device,
+    Precision,
+    check_precision,
+    resolve_device,
+    torch_default_threads,
+    torch_threads,
+)
 from featx.engines.base import Engine, Work
-from featx.engines.choice import Running, check_engine, make_engine
+from featx.engines.choice import (
+    OPENVINO,
+    Running,
+    check_engine,
+    default_engine,
+    make_engine,
+    openvino_batch_size,
+    prepared_already,
+)
 from featx.errors import ImageError, InputError
 from featx.forward import Lane, Sink, StageTimes, run_lanes
+from featx.identity import BackboneIdentity, FrontIdentity
 from featx.isolation import IsolatedLoader
 from featx.loading import Loader, ManyLoader, Picture
+from featx.quick_start import Known, is_possible, recall, remember
 from featx.specs import ExtractOptions
 from featx.transforms import Transform
+
+if TYPE_CHECKING:
+    from featx.backbones import Backbone
+    from featx.cut import Front
 
 MAX_SAMPLES: Final = 16  # files that are tried to find photographs to compare engines on
 _N_CHECKED: Final = 4  # photographs that suffice
@@ -33,21 +53,24 @@ class Pipeline:
 
     Attributes
     ----------
-    backbone : the network with its weights, transform and class names.
-    front : the part of the network before the cut, pooled.
-    engine : executes `front` on batches of one shape.
+    backbone, front : which network, where it is cut and what is pooled there.
+    engine : executes the network up to there on batches of one shape.
     loader : one file to pixels of the network's size.
     device, precision : where and in which arithmetic.
     threads : of the CPU that the engine computes with.
+    versions : of PyTorch and torchvision.
+    network : what the engine executes; None where the start was quick and nothing was built.
     """
 
-    backbone: Backbone
-    front: Front
+    backbone: BackboneIdentity
+    front: FrontIdentity
     engine: Engine
     loader: Loader
     device: Device
     precision: Precision
     threads: int
+    versions: Mapping[str, str]
+    network: Front | None = None
 
     def run(
         self,
@@ -113,9 +136,10 @@ def build_pipeline(
     options: ExtractOptions,
     *,
     transform: Transform | None = None,
-    replay: Callable[[Backbone, Device], Running] | None = None,
+    replay: Callable[[BackboneIdentity, Device], Running] | None = None,
     samples: Sequence[Path] = (),
     n_images: int | None = None,
+    quick: bool = False,
 ) -> Pipeline:
     """The pipeline that `options` ask for.
 
@@ -126,6 +150,8 @@ def build_pipeline(
     replay : what an earlier run chose where `options` leave it open; else fixed rules do.
     samples : image files that an engine other than PyTorch's own is checked on before it is used.
     n_images : that there are, where it is known: no batch need be larger.
+    quick : do without PyTorch where an earlier run has prepared this network; then
+        `Pipeline.network` is None.
 
     Raises
     ------
@@ -135,6 +161,14 @@ def build_pipeline(
     device = resolve_device(options.device)
     check_engine(options.engine, device)
     precision = check_precision(device, options.precision)
+    if quick and transform is None and is_possible(options, device):
+        found = _quickly(options, device, precision, replay, samples)
+        if found is not None:
+            return found
+    untouched = "torch" not in sys.modules
+    from featx.backbones import load_backbone
+    from featx.cut import build_front
+
     backbone = load_backbone(
         options.backbone,
         weights=options.weights,
@@ -145,10 +179,11 @@ def build_pipeline(
         backbone = replace(backbone, transform=transform)
     front = build_front(backbone.network, cut=options.cut, pool=options.pool)
     _check_trained(backbone, front)
-    decode = DecodeOptions(exif=options.exif, max_pixels=options.max_pixels)
-    loader = Loader(backbone.transform, decode, mode=options.decode)  # type: ignore[arg-type]
+    loader = _loader(options, backbone.transform)
     replayed = replay(backbone, device) if replay else Running(n_images=n_images)
     running = replace(_running(options, replayed), samples=samples)
+    default_threads = torch_default_threads()
+    running = replace(running, threads=running.threads or default_threads)
     assert running.threads is not None
     work = Work(
         front,
@@ -160,20 +195,80 @@ def build_pipeline(
     )
     with torch_threads(running.threads):
         engine = make_engine(work, running, lambda: _pictures(samples, loader))
-    return Pipeline(backbone, front, engine, loader, device, precision, running.threads)
+    versions = _versions()
+    if engine.name == OPENVINO and untouched and transform is None:
+        default = openvino_batch_size(work)
+        known = Known(backbone, front.identity, work.identity, default, default_threads, versions)
+        remember(options, precision, known)
+    return Pipeline(
+        backbone,
+        front.identity,
+        engine,
+        loader,
+        device,
+        precision,
+        running.threads,
+        versions,
+        front,
+    )
+
+
+def _quickly(
+    options: ExtractOptions,
+    device: Device,
+    precision: Precision,
+    replay: Callable[[BackboneIdentity, Device], Running] | None,
+    samples: Sequence[Path],
+) -> Pipeline | None:
+    """The pipeline without PyTorch, if an earlier run has left all that it takes."""
+    known = recall(options, precision)
+    if known is None:
+        return None
+    running = _running(options, replay(known.backbone, device) if replay else Running())
+    if (running.engine or default_engine(device, precision)) != OPENVINO:
+        return None
+    running = replace(running, threads=running.threads or known.threads, samples=samples)
+    assert running.threads is not None
+    side = known.backbone.transform.crop
+    engine = prepared_already(
+        known.identity, (side, side), precision, running.batch_size or known.batch_size, running
+    )
+    if engine is None:
+        return None
+    loader = _loader(options, known.backbone.transform)
+    return Pipeline(
+        known.backbone,
+        known.front,
+        engine,
+        loader,
+        device,
+        precision,
+        running.threads,
+        known.versions,
+    )
+
+
+def _loader(options: ExtractOptions, transform: Transform) -> Loader:
+    decode = DecodeOptions(exif=options.exif, max_pixels=options.max_pixels)
+    return Loader(transform, decode, mode=options.decode)  # type: ignore[arg-type]
+
+
+def _versions() -> dict[str, str]:
+    import torch
+    import torchvision
+
+    return {"torch": torch.__version__, "torchvision": torchvision.__version__}
 
 
 def _running(options: ExtractOptions, replayed: Running) -> Running:
     """What is asked, and what an earlier run chose where nothing is."""
-    import torch
-
     insists = options.engine != "auto"
     engine = options.engine if insists else replayed.engine
     same = engine == replayed.engine  # batches are as large as suits an engine
     return Running(
         engine=engine,
         batch_size=options.batch_size or (replayed.batch_size if same else None),
-        threads=replayed.threads or torch.get_num_threads(),
+        threads=replayed.threads,
         insists=insists,
         n_images=replayed.n_images,
         suits=None if options.batch_size else replayed.suits,

@@ -9,12 +9,12 @@ from typing import Any, Final
 
 import numpy as np
 
-from featx.backbones import Backbone
 from featx.cache import CacheFile, Decision, canonical_json, differing_fields
-from featx.devices import Device
+from featx.devices import Device, accelerator_name
 from featx.engines.base import Engine
 from featx.engines.choice import ENGINES, OPENVINO, Running
 from featx.errors import CacheError
+from featx.identity import BackboneIdentity
 
 # What two plans must share before their rows may stand in one cache unasked: all that can change
 # a bit of a feature. The number of decoding workers cannot, nor where the weights' file lies.
@@ -25,12 +25,20 @@ _MAX_RUNS: Final = 200
 
 
 def make_plan(
-    engine: Engine, backbone: Backbone, device: Device, *, workers: int, threads: int, seed: int
+    engine: Engine,
+    backbone: BackboneIdentity,
+    device: Device,
+    *,
+    versions: Mapping[str, str],
+    workers: int,
+    threads: int,
+    seed: int,
 ) -> dict[str, Any]:
-    """How an extraction runs on this machine, and where its weights lay, as JSON."""
+    """How an extraction runs on this machine, and where its weights lay, as JSON.
+
+    `versions` are those of PyTorch and torchvision.
+    """
     import PIL
-    import torch
-    import torchvision
 
     return {
         "engine": engine.name,
@@ -42,11 +50,10 @@ def make_plan(
         "machine": {
             "system": platform.system(),
             "processor": platform.machine(),
-            "accelerator": torch.cuda.get_device_name(device.name) if device.kind == "cuda" else "",
+            "accelerator": accelerator_name(device),
         },
         "versions": {
-            "torch": torch.__version__,
-            "torchvision": torchvision.__version__,
+            **versions,
             "pillow": PIL.__version__,
             "numpy": np.__version__,
             **_versions_of_extras(backbone.name, engine.name),

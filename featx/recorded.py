@@ -11,7 +11,7 @@ from featx.errors import HeadError, WeightsError
 from featx.pipeline import MAX_SAMPLES, Pipeline, build_pipeline
 from featx.specs import ExtractOptions
 from featx.transforms import Transform
-from featx.weights import is_local_weights, sha256_file
+from featx.weight_files import is_local_weights, sha256_file
 
 # What a spec must say for the pipeline to be built again.
 _RECORD: Final = {

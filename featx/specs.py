@@ -9,9 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from featx.backbones import Backbone
-from featx.cut import Front
 from featx.errors import InputError
+from featx.identity import BackboneIdentity, FrontIdentity
 from featx.images import ImageTable
 
 _SPLIT_FOLDERS: Final = ("train", "val", "valid", "validation", "test", "images")
@@ -113,8 +112,8 @@ class ExtractRules:
 def make_spec(
     options: ExtractOptions,
     table: ImageTable,
-    backbone: Backbone,
-    front: Front,
+    backbone: BackboneIdentity,
+    front: FrontIdentity,
     feature_shape: tuple[int, ...],
     precision: str,
 ) -> dict[str, Any]:
@@ -139,7 +138,7 @@ def make_spec(
 
 
 def default_name(
-    images: str | os.PathLike[str], options: ExtractOptions, backbone: Backbone
+    images: str | os.PathLike[str], options: ExtractOptions, backbone: BackboneIdentity
 ) -> str:
     """File name of a cache: the folder, the backbone, and every option that is not the default.
 

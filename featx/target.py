@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from featx.backbones import Backbone
 from featx.cache import (
     CacheFile,
     Decision,
@@ -23,6 +22,7 @@ from featx.cache import (
 from featx.devices import Device
 from featx.engines.choice import Running
 from featx.errors import CacheError, InputError
+from featx.identity import BackboneIdentity
 from featx.image_hashes import ImageHashes
 from featx.images import ImageTable
 from featx.plans import differing_bits, replayed
@@ -47,7 +47,7 @@ class Job:
 
     source: str
     table: ImageTable
-    target: Callable[[Backbone], Path]
+    target: Callable[[BackboneIdentity], Path]
     damaged: frozenset[int] | None = None
     purpose: str = ""
     transform: Transform | None = None
@@ -56,7 +56,7 @@ class Job:
 def target_of(
     source: str | os.PathLike[str],
     options: ExtractOptions,
-    backbone: Backbone,
+    backbone: BackboneIdentity,
     cache_dir: str | os.PathLike[str],
     out: str | os.PathLike[str] | None,
 ) -> Path:

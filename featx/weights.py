@@ -13,7 +13,6 @@ import os
 import pickle
 import re
 import socket
-import stat
 import struct
 import sys
 import urllib.error
@@ -82,54 +81,6 @@ _MAGIC = (
 # torch.hub opens addresses without a timeout: behind a firewall that drops packets it would
 # wait for minutes before the user hears that there is no network.
 _CONNECT_TIMEOUT_S = 30.0
-_CHUNK_BYTES = 1 << 20
-_MAX_BYTES = 64 * 2**30  # the largest published networks for images have some 25 GB
-
-
-def sha256_file(path: str | os.PathLike[str]) -> str:
-    """SHA-256 of a file's bytes, read in chunks of 1 MiB.
-
-    Returns
-    -------
-    str
-        64 lower-case hexadecimal digits.
-
-    Raises
-    ------
-    WeightsError
-        The file cannot be read.
-
-    Examples
-    --------
-    >>> import tempfile, pathlib
-    >>> file = pathlib.Path(tempfile.mkdtemp(), "a"); _ = file.write_bytes(b"abc")
-    >>> sha256_file(file)[:8]
-    'ba7816bf'
-    """
-    digest = hashlib.sha256()
-    try:
-        with Path(path).open("rb") as file:
-            while chunk := file.read(_CHUNK_BYTES):
-                digest.update(chunk)
-    except OSError as error:
-        raise WeightsError(f"weights file {path} cannot be read: {error.strerror}") from error
-    return digest.hexdigest()
-
-
-def is_local_weights(path: str | os.PathLike[str]) -> bool:
-    """Whether a path that a cache or head recorded may be looked at as a weights file.
-
-    A plain file of a size that weights have, not of another host (asking for one tells Windows'
-    server there who asks). Devices, pipes and endless files below /proc are none.
-    """
-    text = os.fspath(path)
-    if os.name == "nt" and text.replace("/", "\\").startswith("\\\\"):
-        return False
-    try:
-        status = os.stat(path)  # noqa: PTH116
-    except (OSError, ValueError):  # ValueError: a NUL in it
-        return False
-    return stat.S_ISREG(status.st_mode) and 0 < status.st_size <= _MAX_BYTES
 
 
 def state_dict_sha256(state: Mapping[str, torch.Tensor]) -> str:

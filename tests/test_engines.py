@@ -555,7 +555,7 @@ def test_where_two_batches_do_not_fit_one_at_a_time_is_tried_before_smaller_ones
             self.concurrency = 2
 
     monkeypatch.setattr(choice, "_try_out", try_out)
-    monkeypatch.setattr(choice, "EagerEngine", TwoAtATime)
+    monkeypatch.setattr("featx.engines.eager.EagerEngine", TwoAtATime)
     engine = make_engine(work(), Running("torch-eager", 16, 1, suits="torch-eager"), pictures)
     assert (engine.batch_size, engine.concurrency) == (16, 1)
     assert made == [(16, 2), (16, 1)]

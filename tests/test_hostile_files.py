@@ -28,7 +28,8 @@ from featx.evaluation import evaluate
 from featx.fitting import fit_head
 from featx.heads import LogisticHead, load_head, save_head
 from featx.recorded import pipeline_of_spec
-from featx.weights import is_local_weights, read_state_dict
+from featx.weight_files import is_local_weights
+from featx.weights import read_state_dict
 from featx.workspace import cache_of_head
 
 N = 10

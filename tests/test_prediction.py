@@ -17,7 +17,7 @@ from featx.extraction import run_extraction
 from featx.fitting import fit_head
 from featx.prediction import predict
 from featx.specs import ExtractOptions
-from featx.weights import sha256_file
+from featx.weight_files import sha256_file
 
 Folder = Callable[..., Path]
 

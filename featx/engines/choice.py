@@ -15,13 +15,12 @@ import numpy as np
 
 from featx.devices import Device, Precision, default_batch_size
 from featx.engines.base import CannotRunError, Engine, Work
-from featx.engines.eager import EagerEngine
 from featx.engines.openvino import OpenVinoEngine, is_installed, prepare, processor
 from featx.engines.openvino import version as openvino_version
 from featx.engines.store import FOLDER_VARIABLE, Prepared, load_prepared, save_prepared
 from featx.errors import InputError, MissingExtraError
 
-EAGER: Final = EagerEngine.name
+EAGER: Final = "torch-eager"
 OPENVINO: Final = OpenVinoEngine.name
 ENGINES: Final = (EAGER, "torch-compiled", "torch-cudagraph", OPENVINO)
 
@@ -120,6 +119,8 @@ def make_engine(work: Work, running: Running, pictures: Callable[[], np.ndarray]
             )
             if running.suits not in (None, EAGER):
                 running = replace(running, batch_size=None)
+    from featx.engines.eager import EagerEngine  # here: OpenVINO does without PyTorch
+
     return _with_room(lambda size: EagerEngine(work, batch_size=size), work, running)
 
 
@@ -167,7 +168,7 @@ def _make_openvino(
 ) -> OpenVinoEngine:
     assert running.threads is not None
     batch_size = running.batch_size or openvino_batch_size(work)
-    key = _key(work, batch_size)
+    key = openvino_key(work.identity, work.input_size, work.precision, batch_size)
     prepared = load_prepared(key)
     if prepared is not None:
         if "refused" in prepared.facts:
@@ -180,13 +181,13 @@ def _make_openvino(
             prepared = prepare(work, batch_size)
         except CannotRunError as error:
             if error.lasting:
-                _keep(key, Prepared(b"", b"", {"refused": str(error)}))
+                keep(key, Prepared(b"", b"", {"refused": str(error)}))
             raise
         engine = _openvino(prepared, batch_size, running, work)
     shown = pictures()
     # where it was noise alone, the next run that has photographs compares again
     facts = {**check_agreement(engine, work, shown), "photographs": len(shown) - 1}
-    _keep(key, Prepared(prepared.graph, prepared.weights, facts))
+    keep(key, Prepared(prepared.graph, prepared.weights, facts))
     return engine
 
 
@@ -253,6 +254,8 @@ def check_agreement(engine: Engine, work: Work, pictures: np.ndarray) -> dict[st
         The engine's features differ by more than `MAX_DIFFERENCE`, or, where it computes in less
         than fp32, are less alike than `MIN_COSINE`.
     """
+    from featx.engines.eager import EagerEngine
+
     reference = EagerEngine(
         Work(work.front, work.normalise, work.device, "fp32", work.input_size, work.identity),
         batch_size=engine.batch_size,
@@ -309,22 +312,56 @@ def _batches(pictures: np.ndarray, batch_size: int) -> list[np.ndarray]:
     return np.split(np.resize(pictures, (n, *pictures.shape[1:])), n // batch_size)
 
 
-def _key(work: Work, batch_size: int) -> dict[str, Any]:
+def prepared_already(
+    identity: Mapping[str, Any],
+    input_size: tuple[int, int],
+    precision: Precision,
+    batch_size: int,
+    running: Running,
+) -> OpenVinoEngine | None:
+    """The OpenVINO engine, if it was prepared and checked before; PyTorch is not imported.
+
+    Parameters
+    ----------
+    identity, input_size, precision : as in `Work`.
+    batch_size, running : as `make_engine` would take them.
+    """
+    try:
+        prepared = load_prepared(openvino_key(identity, input_size, precision, batch_size))
+        if prepared is None or "refused" in prepared.facts:
+            return None
+        if not prepared.facts.get("photographs") and running.samples:
+            return None
+        assert running.threads is not None
+        return OpenVinoEngine(
+            prepared, batch_size=batch_size, threads=running.threads, precision=precision
+        )
+    except CannotRunError:
+        return None
+
+
+def openvino_key(
+    identity: Mapping[str, Any],
+    input_size: tuple[int, int],
+    precision: Precision,
+    batch_size: int,
+) -> dict[str, Any]:
     """All that a prepared network, and its check on this machine, depend on."""
-    packages = ["featx", "torch", "torchvision"]
-    packages += ["timm"] * str(work.identity.get("backbone")).startswith("timm:")
     return {
         "engine": OPENVINO,
         "batch_size": batch_size,
-        "precision": work.precision,
-        "input_size": list(work.input_size),
-        "identity": dict(work.identity),
+        "precision": precision,
+        "input_size": list(input_size),
+        "identity": dict(identity),
         "processor": [platform.machine(), processor()],
-        "versions": {
-            OPENVINO: openvino_version(),
-            **{name: _version(name) for name in packages},
-        },
+        "versions": package_versions(str(identity.get("backbone"))),
     }
+
+
+def package_versions(backbone: str) -> dict[str, str]:
+    """Versions of the packages that a network prepared for OpenVINO depends on."""
+    packages = ["featx", "torch", "torchvision", *["timm"] * backbone.startswith("timm:")]
+    return {OPENVINO: openvino_version(), **{name: _version(name) for name in packages}}
 
 
 def _version(name: str) -> str:
@@ -335,7 +372,8 @@ def _version(name: str) -> str:
         return ""
 
 
-def _keep(key: Mapping[str, Any], prepared: Prepared) -> None:
+def keep(key: Mapping[str, Any], prepared: Prepared) -> None:
+    """`save_prepared`, with a warning where nothing can be kept."""
     try:
         save_prepared(key, prepared)
     except OSError as error:
