@@ -16,6 +16,7 @@ from featx.cache import canonical_json
 from featx.devices import resolve_device
 from featx.errors import HeadError, InputError
 from featx.featureset import FeatureSet, load_intact
+from featx.heads.base import Choice, Head
 from featx.heads.file import HeadFile, load_head, save_head
 from featx.heads.making import make_head
 from featx.splits import Split, make_split
@@ -148,13 +149,14 @@ def _check_classes(features: FeatureSet, split: Split) -> None:
 
 
 def _metadata(
-    features: FeatureSet, split: Split, settings: Mapping[str, Any], estimator: Any
+    features: FeatureSet, split: Split, settings: Mapping[str, Any], estimator: Head
 ) -> dict[str, Any]:
     """All that a report, a prediction or a repetition needs to know, as JSON."""
     import sklearn
     import torch
 
     counts = np.bincount(features.y[split.train], minlength=len(features.classes))
+    choice = estimator.choice(len(split.val))
     return {
         "settings": dict(settings),
         "cache": {
@@ -168,7 +170,7 @@ def _metadata(
         "split": {
             "source": split.source,
             "held_out_name": split.held_out_name,
-            "chosen_on": _chosen_on(estimator, split),
+            "chosen_on": choice.on,
             "train": len(split.train),
             "val": len(split.val),
             "held_out": len(split.held_out),
@@ -176,7 +178,7 @@ def _metadata(
             "left_out": split.left_out,
             "train_counts": [int(counts[label]) for label in estimator.classes_],
         },
-        "fit": _plain(_fit_facts(estimator)),
+        "fit": _plain(_fit_facts(estimator, choice)),
         "versions": {
             "featx": _version(),
             "torch": torch.__version__,
@@ -187,33 +189,10 @@ def _metadata(
     }
 
 
-def _chosen_on(estimator: Any, split: Split) -> str:
-    """What the choices of a fit were made on, in words."""
-    if getattr(estimator, "C", None) is not None:
-        return "nothing: C was given"
-    if len(split.val):
-        return f"{len(split.val):,} val images"
-    if hasattr(estimator, "cv"):
-        return f"{estimator.cv}-fold cross-validation"
-    if not estimator.n_set_aside_:
-        return "nothing: the last epoch is kept"
-    return f"{estimator.n_set_aside_:,} of the training images, set aside"
-
-
-def _fit_facts(estimator: Any) -> dict[str, Any]:
+def _fit_facts(estimator: Head, choice: Choice) -> dict[str, Any]:
     """What the head says of its own fit: the choice it made, convergence, history."""
-    names = (
-        "C_",
-        "converged_",
-        "n_iter_",
-        "gradient_norm_",
-        "cv_results_",
-        "best_epoch_",
-        "history_",
-    )
-    return {
-        name.rstrip("_"): getattr(estimator, name) for name in names if hasattr(estimator, name)
-    }
+    facts = {name.rstrip("_"): getattr(estimator, name) for name in estimator.FACTS}
+    return facts | {"choice": choice._asdict()}
 
 
 def _plain(value: Any) -> Any:

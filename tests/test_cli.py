@@ -22,6 +22,7 @@ from typer.testing import CliRunner, Result
 import featx
 from featx.cache import cache_lock, open_cache
 from featx.cli import app
+from featx.heads import load_head
 
 Folder = Callable[..., Path]
 TINY = ["--backbone", "squeezenet1_1", "--resize", "64", "--crop", "64", "--batch-size", "4"]
@@ -214,6 +215,15 @@ def test_heads_of_every_kind_are_fitted_with_their_options(tmp_path: Path) -> No
     error = featx_("fit-head", "--hidden", "8", code=2).stderr
     assert "head 'logistic' has no parameter hidden" in error
     assert "linear or mlp" in featx_("fit-head", "--curves", "c.png", code=2).stderr
+
+
+@pytest.mark.parametrize("head", ["logistic", "linear", "mlp"])
+def test_fit_head_tells_what_it_chose_and_on_what(head: str, tmp_path: Path) -> None:
+    write_cache(tmp_path / "cache" / "a.h5")
+    made = featx_("fit-head", "--head", head).stdout
+    choice = load_head(f"cache/a.{head}.safetensors").metadata["fit"]["choice"]
+    assert f"{choice['what']} (accuracy {choice['accuracy']:.3f})" in made
+    assert choice["on"] in made
 
 
 def test_info_tells_what_is_in_a_cache(tmp_path: Path) -> None:

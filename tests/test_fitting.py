@@ -14,7 +14,7 @@ from synthetic import CLASSES, write_cache
 import featx
 from featx.errors import CacheError, InputError
 from featx.fitting import fit_head
-from featx.heads import load_head
+from featx.heads import HEADS, load_head
 
 
 def hashes(rows: np.ndarray) -> set[bytes]:
@@ -79,12 +79,12 @@ def test_the_held_out_rows_are_never_looked_at(tmp_path: Path) -> None:
     shuffled = np.where(split == 2, (labels + 1) % 3, labels)
     wrong = write_cache(tmp_path / "b.h5", split=split, labels=shuffled)  # held-out rows differ
     X = featx.load(plain).X
-    for head in ("logistic", "linear", "mlp"):
+    for head in HEADS:
         a, b = fit_head(plain, head=head, device="cpu"), fit_head(wrong, head=head, device="cpu")
         assert np.array_equal(a.file.head.predict_proba(X), b.file.head.predict_proba(X)), head
 
 
-@pytest.mark.parametrize("head", ["logistic", "linear", "mlp"])
+@pytest.mark.parametrize("head", HEADS)
 def test_the_same_command_gives_the_same_bytes(tmp_path: Path, head: str) -> None:
     path = write_cache(tmp_path / "a.h5")
     first = fit_head(path, head=head)
@@ -161,9 +161,26 @@ def test_the_record_says_truly_what_choices_were_made_on(tmp_path: Path) -> None
     assert record["chosen_on"] == "12 val images"
 
 
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("codes", [(0,), (1, 1, 1, 2, 3)])
+def test_every_head_records_what_it_chose_and_how_well_that_did(
+    head: str, codes: tuple[int, ...], tmp_path: Path
+) -> None:
+    split = np.array(codes, np.uint8)[np.arange(60) % len(codes)]
+    metadata = fit_head(write_cache(tmp_path / "a.h5", split=split), head=head).file.metadata
+    choice = metadata["fit"]["choice"]
+    assert set(choice) == {"what", "on", "accuracy"}
+    assert choice["what"]
+    assert choice["accuracy"] > 0.5  # of three classes
+    assert choice["on"] == metadata["split"]["chosen_on"]
+    assert choice["on"].endswith("val images") == (len(codes) > 1)
+
+
 def test_errors_say_what_is_missing(tmp_path: Path) -> None:
     path = write_cache(tmp_path / "a.h5")
-    with pytest.raises(InputError, match="head must be one of logistic, linear, mlp, got 'svm'"):
+    with pytest.raises(
+        InputError, match=r"head must be one of logistic, linear, mlp, .* got 'svm'"
+    ):
         fit_head(path, head="svm")
     with pytest.raises(InputError, match="head 'logistic' has no parameter hidden; it has C, "):
         fit_head(path, hidden=(3,))

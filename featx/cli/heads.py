@@ -123,8 +123,8 @@ def fit_head(
         return
     if repeats is not None:
         raise InputError("--repeats goes with --shots")
-    if curves is not None and head == "logistic":
-        raise InputError("--curves needs a head with epochs (linear or mlp), not logistic")
+    if curves is not None and head not in ("linear", "mlp"):
+        raise InputError(f"--curves needs a head with epochs (linear or mlp), not {head}")
     fitted = fit(cache, out=out_file, force=force, **common)
     if curves is not None:
         _draw_curves(fitted, curves)
@@ -152,7 +152,7 @@ def _print_fit(fitted: Fit) -> None:
         f"{len(split.train):,} images",
         metadata["split"]["chosen_on"],
         f"{len(split.held_out):,} ({split.held_out_name})",
-        _chosen(facts),
+        _chosen(facts["choice"]),
         f"{max(counts) / sum(counts):.3f}",
     )
     out().print(shown)
@@ -165,18 +165,10 @@ def _print_fit(fitted: Fit) -> None:
     tell(f"split: {split.source}. Next: featx evaluate")
 
 
-def _chosen(facts: dict[str, Any]) -> str:
+def _chosen(choice: dict[str, Any]) -> str:
     """What was chosen and how well it did where it was chosen."""
-    if "best_epoch" in facts:
-        epoch = facts["history"][facts["best_epoch"] - 1]
-        accuracy = epoch["val_accuracy"]
-        told = "" if accuracy is None else f" (accuracy {accuracy:.3f})"
-        return f"epoch {facts['best_epoch']}{told}"
-    results = facts.get("cv_results") or {}
-    if facts["C"] in results.get("C", []):
-        accuracy = results["accuracy"][results["C"].index(facts["C"])]
-        return f"C {facts['C']:g} (accuracy {accuracy:.3f})"
-    return f"C {facts['C']:g}"
+    told = "" if choice["accuracy"] is None else f" (accuracy {choice['accuracy']:.3f})"
+    return f"{choice['what']}{told}"
 
 
 def _draw_curves(fitted: Fit, path: Path) -> None:

@@ -40,8 +40,16 @@ class TrainingRows(NamedTuple):
     y_val: IntArray | None  # (m,)
 
 
+class Choice(NamedTuple):
+    """What a fit settled by itself, and on what."""
+
+    what: str  # in words: "C 0.1", "epoch 12"
+    on: str  # in words; begins with "nothing" where it was not chosen
+    accuracy: float | None  # there, where it was measured
+
+
 class Head(ClassifierMixin, BaseEstimator, ABC):
-    """Base of the heads; a subclass gives `fit`, `_check_params`, `_logits` and its tensors.
+    """Base of the heads; a subclass gives `fit`, `choice`, `_check_params`, `_logits`, its tensors.
 
     Attributes
     ----------
@@ -66,6 +74,10 @@ class Head(ClassifierMixin, BaseEstimator, ABC):
     @abstractmethod
     def fit(self, X: Any, y: Any) -> Self:
         """Learn from rows X (n, d) and labels y (n,)."""
+
+    @abstractmethod
+    def choice(self, n_val: int = 0) -> Choice:
+        """What this fit settled, if it was given `n_val` validation rows."""
 
     @abstractmethod
     def _check_params(self) -> None:

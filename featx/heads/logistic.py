@@ -15,6 +15,7 @@ from sklearn.utils.class_weight import compute_class_weight
 
 from featx.devices import resolve_device
 from featx.heads.base import (
+    Choice,
     FloatArray,
     Head,
     IntArray,
@@ -191,6 +192,14 @@ class LogisticHead(Head):
             W, b = problem.coefficients(solution)
         self._keep(W, b, solution)
         return self
+
+    def choice(self, n_val: int = 0) -> Choice:
+        """C: given, or chosen on `n_val` validation rows or by cross-validation."""
+        if self.C is not None or self.cv_results_ is None:
+            return Choice(f"C {self.C_:g}", "nothing: C was given", None)
+        on = f"{n_val:,} val images" if n_val else f"{self.cv}-fold cross-validation"
+        accuracy = self.cv_results_["accuracy"][self.cv_results_["C"].index(self.C_)]
+        return Choice(f"C {self.C_:g}", on, accuracy)
 
     def _keep(self, W: FloatArray, b: FloatArray, solution: Solution) -> None:
         if len(self.classes_) == 2:  # scikit-learn's one vector: the difference of the two

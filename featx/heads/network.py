@@ -16,6 +16,7 @@ from torch import nn
 from featx.devices import check_precision, resolve_device
 from featx.errors import InputError
 from featx.heads.base import (
+    Choice,
     FloatArray,
     Head,
     IntArray,
@@ -102,6 +103,17 @@ class NetworkHead(Head):
         self.coefs_ = [layer.weight.detach().cpu().numpy() for layer in layers]
         self.intercepts_ = [layer.bias.detach().cpu().numpy() for layer in layers]
         return self
+
+    def choice(self, n_val: int = 0) -> Choice:
+        """The epoch: of `n_val` validation rows, of rows set aside, or the last."""
+        if n_val:
+            on = f"{n_val:,} val images"
+        elif self.n_set_aside_:
+            on = f"{self.n_set_aside_:,} of the training images, set aside"
+        else:
+            on = "nothing: the last epoch is kept"
+        accuracy = self.history_[self.best_epoch_ - 1]["val_accuracy"]
+        return Choice(f"epoch {self.best_epoch_}", on, accuracy)
 
     def _set_aside(self, rows: TrainingRows, groups: Any) -> tuple[IntArray, IntArray]:
         """Rows to train on, and rows of X to choose the epoch on where none were given."""
