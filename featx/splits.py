@@ -180,6 +180,31 @@ def cross_validation_folds(
     return folds
 
 
+def leave_out_units(
+    labels: npt.ArrayLike, *, groups: npt.ArrayLike | None = None
+) -> tuple[IntArray, npt.NDArray[np.bool_]]:
+    """What leave-one-out leaves out at once: a row, or a group where rows share one.
+
+    Parameters
+    ----------
+    labels : (n,) int
+        Class numbers, 0 or more.
+    groups : (n,) int, optional
+        -1 is its own group.
+
+    Returns
+    -------
+    units : (n,) int64
+        0..u-1; rows of one unit are left out together. u is n where no two rows share a group.
+    testable : (n,) bool
+        Rows whose class is in another unit too; the others could not be classified rightly.
+    """
+    labels_, _, groups_ = _checked(labels, None, groups)
+    units = _as_units(groups_)
+    n_units = np.bincount(np.unique(np.stack([labels_, units]), axis=1)[0])  # of each class
+    return units, n_units[labels_] > 1
+
+
 def _given_split(
     codes: IntArray, labelled: npt.NDArray[np.bool_], kinds: set[int], groups: IntArray, n_un: int
 ) -> Split:

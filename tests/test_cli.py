@@ -209,6 +209,8 @@ def test_heads_of_every_kind_are_fitted_with_their_options(tmp_path: Path) -> No
            "--out", "my.safetensors")  # fmt: skip
     with Image.open(tmp_path / "curves.png") as picture:
         assert picture.size > (100, 100)
+    featx_("fit-head", "--head", "ridge", "--alpha", "3", "--no-standardise")
+    assert Path("cache/a.ridge+alpha=3+standardise=False.safetensors").is_file()
     told = json.loads(featx_("info", "my.safetensors", "--json").stdout)
     assert told["kind"] == "mlp"
     assert told["settings"]["params"]["hidden"] == [8, 4]
@@ -217,7 +219,7 @@ def test_heads_of_every_kind_are_fitted_with_their_options(tmp_path: Path) -> No
     assert "linear or mlp" in featx_("fit-head", "--curves", "c.png", code=2).stderr
 
 
-@pytest.mark.parametrize("head", ["logistic", "linear", "mlp"])
+@pytest.mark.parametrize("head", ["logistic", "linear", "mlp", "ridge"])
 def test_fit_head_tells_what_it_chose_and_on_what(head: str, tmp_path: Path) -> None:
     write_cache(tmp_path / "cache" / "a.h5")
     made = featx_("fit-head", "--head", head).stdout

@@ -159,6 +159,8 @@ def test_the_record_says_truly_what_choices_were_made_on(tmp_path: Path) -> None
     given = write_cache(tmp_path / "b.h5", split=split)
     record = fit_head(given, head="linear", epochs=2).file.metadata["split"]
     assert record["chosen_on"] == "12 val images"
+    assert told("ridge") == "leave-one-out"
+    assert told("ridge", alpha=1.0) == "nothing: alpha was given"
 
 
 @pytest.mark.parametrize("head", HEADS)

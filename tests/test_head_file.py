@@ -15,7 +15,15 @@ from safetensors import safe_open
 
 import featx.heads.file
 from featx.errors import DiskError, HeadError, InputError
-from featx.heads import HEADS, LinearHead, LogisticHead, MLPHead, load_head, save_head
+from featx.heads import (
+    HEADS,
+    LinearHead,
+    LogisticHead,
+    MLPHead,
+    RidgeHead,
+    load_head,
+    save_head,
+)
 from featx.heads.contents import canonical, digest_of
 
 NAMES = ("Grue cendrée", "麻雀", "crow")
@@ -32,8 +40,9 @@ FITTED = [
     LogisticHead(C=1.0, class_weight={0: 1.0, 1: 2.0}, device="cpu").fit(*birds(2)),
     LinearHead(epochs=3, device="cpu").fit(*birds()),
     MLPHead((6, 4), epochs=3, device="cpu").fit(*birds()),
+    RidgeHead(device="cpu").fit(*birds()),
 ]
-IDS = ["logistic", "logistic of two classes", "linear", "mlp"]
+IDS = ["logistic", "logistic of two classes", "linear", "mlp", "ridge"]
 each_head = pytest.mark.parametrize("head", FITTED, ids=IDS)
 
 
@@ -147,8 +156,8 @@ def nan_head():
 @pytest.mark.parametrize(
     ("head", "keywords", "message"),
     [
-        (LogisticHead(), {}, "holds a fitted logistic, linear, mlp head, got LogisticHead"),
-        ("head", {}, "holds a fitted logistic, linear, mlp head, got 'head'"),
+        (LogisticHead(), {}, "holds a fitted logistic, linear, mlp, ridge head, got LogisticHead"),
+        ("head", {}, "holds a fitted logistic, linear, mlp, ridge head, got 'head'"),
         (FITTED[0], {"classes": ["a", "b"]}, "it names 2 classes for 3 labels"),
         (FITTED[0], {"classes": ["a", "b", "b"]}, "class names are not different strings"),
         (FITTED[0], {"split": {"test": hashes(1)}}, "split has a part 'test'; its parts are train"),
@@ -296,7 +305,10 @@ def test_a_forged_file_with_nothing_changed_is_accepted(tmp_path):
         ({"format": 0}, "its format is 0, not 1"),
         ({"format": True}, "its format is True, not 1"),
         ({"format": "1"}, "its format is '1', not 1"),
-        ({"kind": "os.system"}, "its kind is 'os.system'; this featx knows logistic, linear, mlp"),
+        (
+            {"kind": "os.system"},
+            "its kind is 'os.system'; this featx knows logistic, linear, mlp, ridge",
+        ),
         ({"kind": ["mlp"]}, "its metadata lack or garble kind"),
         ({"extra": 1}, "its metadata lack or garble a field"),
         ({"params": {}}, "its parameters do not fit head 'mlp'"),
@@ -358,6 +370,14 @@ def test_garbled_facts_are_refused(name, value, tmp_path):
     header, tensors = parts(tmp_path)
     header["facts"][name] = value
     with pytest.raises(HeadError, match=f"garbled: {name} is no"):
+        load_head(forged(tmp_path / "f.safetensors", header, tensors))
+
+
+@pytest.mark.parametrize("value", [0, -1.0, True, "1", 1e-200, 1e200, 10**400, None])
+def test_a_temperature_that_no_fit_gives_is_refused(value, tmp_path):
+    header, tensors = parts(tmp_path, FITTED[4])
+    header["facts"]["temperature_"] = value
+    with pytest.raises(HeadError, match="garbled: temperature_ is no positive number"):
         load_head(forged(tmp_path / "f.safetensors", header, tensors))
 
 
@@ -452,4 +472,9 @@ def test_a_head_fitted_on_a_gpu_predicts_where_there_is_none(tmp_path):
 
 def test_every_head_has_a_kind_that_loading_knows():
     assert featx.heads.file.HEADS is HEADS
-    assert {cls.__name__ for cls in HEADS.values()} == {"LogisticHead", "LinearHead", "MLPHead"}
+    assert [cls.__name__ for cls in HEADS.values()] == [
+        "LogisticHead",
+        "LinearHead",
+        "MLPHead",
+        "RidgeHead",
+    ]

@@ -9,13 +9,14 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 
 import featx.heads.base
 from featx.errors import InputError
-from featx.heads import LinearHead, LogisticHead, MLPHead
+from featx.heads import LinearHead, LogisticHead, MLPHead, RidgeHead
 from featx.heads.base import learn_standardisation, standardised_blocks
 
 QUICK = [
     LogisticHead(cs=(1e-2, 1.0), cv=2, device="cpu"),
     LinearHead(epochs=15, lr=0.05, device="cpu"),
     MLPHead(hidden=(8,), epochs=15, lr=0.02, device="cpu"),
+    RidgeHead(device="cpu"),
 ]
 
 
@@ -206,6 +207,12 @@ def test_a_bad_common_parameter_is_told_in_one_sentence(head, name, value, messa
         (MLPHead(hidden=64), "hidden must be a sequence .* got 64"),
         (MLPHead(dropout=1.0), "dropout must be 0 to below 1, got 1.0"),
         (MLPHead(patience=0), "patience must be a whole number of epochs above 0, or None"),
+        (RidgeHead(alpha=0), "alpha must be a number above 0 or None, got 0"),
+        (RidgeHead(alphas=(1, -1)), "alphas must be 'default' or a sequence of numbers above 0"),
+        (RidgeHead(alphas="gcv"), "alphas must be 'default'"),
+        (RidgeHead(cv=1.5), "cv must be a whole number of folds, 2 or more, got 1.5"),
+        (RidgeHead(class_weight={0: 0}), "class_weight must be None, 'balanced' or a dict of"),
+        (RidgeHead(class_weight="even"), "class_weight must be None, 'balanced' or a dict of"),
     ],
     ids=str,
 )

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from featx.errors import InputError
-from featx.splits import cross_validation_folds, make_split
+from featx.splits import cross_validation_folds, leave_out_units, make_split
 
 
 def none(n):
@@ -272,3 +272,15 @@ def test_folds_depend_on_the_seed_alone():
 def test_what_cannot_be_folded_is_refused(labels, keywords, message):
     with pytest.raises(InputError, match=message):
         cross_validation_folds(labels, **keywords)
+
+
+def test_leave_one_out_leaves_out_rows_or_groups_and_knows_what_it_cannot_test():
+    units, testable = leave_out_units([0, 0, 1, 2, 2])
+    assert units.tolist() == [0, 1, 2, 3, 4]
+    assert testable.tolist() == [True, True, False, True, True]
+    units, testable = leave_out_units([0, 0, 1, 0, 2, 2], groups=[7, 7, -1, -1, 3, 3])
+    assert units[0] == units[1]
+    assert len(set(units.tolist())) == 4
+    assert testable.tolist() == [True, True, False, True, False, False]
+    with pytest.raises(InputError, match="groups must be as long as labels"):
+        leave_out_units([0, 1], groups=[1])

@@ -23,7 +23,7 @@ def fit_head(
     cache: Annotated[
         Path | None, typer.Argument(help="A cache; the newest in --cache-dir if none is named.")
     ] = None,
-    head: Annotated[str, typer.Option(help="logistic, linear or mlp.")] = "logistic",
+    head: Annotated[str, typer.Option(help="logistic, linear, mlp or ridge.")] = "logistic",
     out_file: Annotated[
         Path | None, typer.Option("--out", help="The head file, instead of the default name.")
     ] = None,
@@ -35,7 +35,7 @@ def fit_head(
         typer.Option("--C", min=0, help="logistic: inverse regularisation; chosen if not given."),
     ] = None,
     class_weight: Annotated[
-        str | None, typer.Option(help="logistic: balanced weighs rare classes up.")
+        str | None, typer.Option(help="logistic, ridge: balanced weighs rare classes up.")
     ] = None,
     max_iter: Annotated[int | None, typer.Option(min=1, help="logistic: iterations.")] = None,
     epochs: Annotated[int | None, typer.Option(min=1, help="linear, mlp: passes at most.")] = None,
@@ -63,7 +63,18 @@ def fit_head(
         float | None, typer.Option(min=0, max=1, help="linear, mlp: label smoothing.")
     ] = None,
     cv: Annotated[
-        int | None, typer.Option(min=2, help="logistic: folds that C is chosen by.")
+        int | None,
+        typer.Option(min=2, help="logistic: folds that C is chosen by; ridge: with groups, alpha."),
+    ] = None,
+    alpha: Annotated[
+        float | None, typer.Option(min=0, help="ridge: penalty; chosen if not given.")
+    ] = None,
+    standardise: Annotated[
+        bool | None,
+        typer.Option(
+            "--standardise/--no-standardise",
+            help="Whether features are brought to mean 0 and variance 1 first.",
+        ),
     ] = None,
     test_fraction: Annotated[
         float | None,
@@ -112,6 +123,8 @@ def fit_head(
             momentum=momentum,
             label_smoothing=label_smoothing,
             cv=cv,
+            alpha=alpha,
+            standardise=standardise,
             precision=precision,
         ),
     }

@@ -4,14 +4,17 @@ from featx.heads.file import HEADS, HeadFile, load_head, save_head
 from featx.heads.linear import LinearHead
 from featx.heads.logistic import C_GRID, LogisticHead
 from featx.heads.mlp import MLPHead
+from featx.heads.ridge import ALPHA_GRID, RidgeHead
 
 __all__ = [
+    "ALPHA_GRID",
     "C_GRID",
     "HEADS",
     "HeadFile",
     "LinearHead",
     "LogisticHead",
     "MLPHead",
+    "RidgeHead",
     "load_head",
     "save_head",
 ]

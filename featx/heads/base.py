@@ -20,7 +20,7 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
-from featx.devices import torch_threads
+from featx.devices import resolve_device, torch_threads
 from featx.errors import InputError
 
 FloatArray = npt.NDArray[np.float64]
@@ -96,8 +96,8 @@ class Head(ClassifierMixin, BaseEstimator, ABC):
         """The inverse of `_tensors`."""
 
     @abstractmethod
-    def _tensor_specs(self, d: int, k: int) -> dict[str, tuple[tuple[int, ...], str]]:
-        """Shape and dtype of every tensor, from the parameters, d features and k classes."""
+    def _tensor_specs(self, d: int, k: int) -> Mapping[str, tuple[tuple[int | None, ...], str]]:
+        """Shape (None: any) and dtype of every tensor, from parameters, d features, k classes."""
 
     def predict(self, X: Any) -> npt.NDArray[Any]:
         """The most probable class of each row: (n, d) -> (n,), among `classes_`."""
@@ -214,6 +214,12 @@ def standardised_blocks(
         yield part, block
 
 
+def float64_device(device: str) -> str:
+    """The device's name, to compute on in float64; MPS has none, so there the CPU computes."""
+    name = resolve_device(device).name
+    return "cpu" if name == "mps" else name
+
+
 @contextmanager
 def fitting_threads(work: int) -> Iterator[None]:
     """Run small work on one thread: waking others costs more, and on a busy machine far more.
@@ -232,7 +238,7 @@ def require(name: str, value: Any, is_good: Callable[[Any], bool], what: str) ->
     """Raise InputError in one sentence unless `is_good(value)`; a wrong type is no good value."""
     try:
         good = bool(is_good(value))
-    except (TypeError, ValueError, OverflowError):
+    except (AttributeError, TypeError, ValueError, OverflowError):
         good = False
     if not good:
         raise InputError(f"{name} must be {what}, got {value!r}")

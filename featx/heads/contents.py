@@ -20,18 +20,21 @@ from featx.heads.base import Head
 from featx.heads.linear import LinearHead
 from featx.heads.logistic import LogisticHead
 from featx.heads.mlp import MLPHead
+from featx.heads.ridge import RidgeHead
 
 FORMAT: Final = 1
 HEADS: Final[Mapping[str, type[Head]]] = {
     "logistic": LogisticHead,
     "linear": LinearHead,
     "mlp": MLPHead,
+    "ridge": RidgeHead,
 }
 SPLIT_PARTS: Final = ("train", "val", "held_out")
 
 DTYPES: Final = {"F64": np.float64, "F32": np.float32, "U8": np.uint8}
 _HEADER_BYTES: Final = 100_000_000  # safetensors' own limit
 _LARGEST: Final = 1e90  # (0 - mean) / scale * coef stays within a float64
+_STEEPEST: Final = 1e30  # and so does that over a temperature
 _KEYS: Final = {
     "format": int,
     "kind": str,
@@ -224,6 +227,10 @@ def _is_fact(value: Any, kind: str) -> bool:
         return type(value) is list and all(
             type(row) is dict and all(v is None or type(v) in (int, float) for v in row.values())
             for row in value
+        )
+    if kind.startswith("positive "):
+        return (
+            _is_fact(value, kind.removeprefix("positive ")) and 1 / _STEEPEST <= value <= _STEEPEST
         )
     kinds = {"number": (int, float), "count": (int,), "bool": (bool,), "text": (str,)}
     return type(value) in kinds[kind]
