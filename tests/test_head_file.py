@@ -46,6 +46,9 @@ IDS = ["logistic", "logistic of two classes", "linear", "mlp", "ridge"]
 each_head = pytest.mark.parametrize("head", FITTED, ids=IDS)
 
 
+FACTS_OF_AN_OLD_HEAD = {"best_epoch_": 1, "n_set_aside_": 6, "history_": [], "device_": "cpu"}
+
+
 def hashes(n, seed=0):
     return np.random.default_rng(seed).integers(0, 256, (n, 32), np.uint8)
 
@@ -311,7 +314,8 @@ def test_a_forged_file_with_nothing_changed_is_accepted(tmp_path):
         ),
         ({"kind": ["mlp"]}, "its metadata lack or garble kind"),
         ({"extra": 1}, "its metadata lack or garble a field"),
-        ({"params": {}}, "its parameters do not fit head 'mlp'"),
+        ({"params": {}}, "its tensors are not those of such a head"),
+        ({"params": {"wings": 2}}, "its parameters do not fit head 'mlp': wings too many"),
         ({"labels": [0, 1]}, "it names 3 classes for 2 labels"),
         ({"labels": [0, 2, 1]}, "its labels are not sorted, or not different"),
         ({"labels": [0, 1, 1]}, "its labels are not sorted, or not different"),
@@ -324,6 +328,7 @@ def test_a_forged_file_with_nothing_changed_is_accepted(tmp_path):
         ({"n_features": -1}, "it says it has -1 features"),
         ({"n_features": 5.0}, "its metadata lack or garble n_features"),
         ({"facts": {}}, "what it says of its fit is incomplete"),
+        ({"facts": FACTS_OF_AN_OLD_HEAD | {"wings_": 2}}, "is incomplete, or too much"),
         ({"metadata": []}, "its metadata lack or garble metadata"),
         ({"metadata": {"x": float("nan")}}, "its metadata are not JSON .NaN is no JSON"),
         ({"classes": ["a", "b", "c"], "digest": 5}, None),
@@ -341,6 +346,27 @@ def test_hostile_metadata_are_refused(changes, message, tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("head", "since", "defaults"),
+    [
+        (FITTED[2], {"lr_", "lr_results_", "lr_history_"}, {"schedule": "constant"}),
+        (FITTED[3], {"seed_", "seed_results_"}, {"n_seeds": 1}),
+    ],
+    ids=["linear", "mlp"],
+)
+def test_a_file_older_than_a_parameter_or_a_fact_is_loaded(head, since, defaults, tmp_path):
+    header, tensors = parts(tmp_path, head)
+    for name in defaults:
+        del header["params"][name]
+    for name in since:
+        del header["facts"][name]
+    old = load_head(forged(tmp_path / "old.safetensors", header, tensors)).head
+    assert old.get_params() == head.get_params() | defaults
+    assert [getattr(old, name) for name in since] == [None] * len(since)
+    assert old.history_ == head.history_
+    assert np.array_equal(old.predict_proba(birds()[0]), head.predict_proba(birds()[0]))
+
+
+@pytest.mark.parametrize(
     ("name", "value", "message"),
     [
         ("hidden", [6, 5], r"tensor 'coef.1' is \(4, 6\) float32, expected \(5, 6\)"),
@@ -351,7 +377,7 @@ def test_hostile_metadata_are_refused(changes, message, tmp_path):
         ("lr", 10**400, "a parameter cannot be used: lr must be"),
         ("lr", {"pairs": [[[1], 2]]}, "its pairs are garbled"),
         ("device", {"a": 1}, "a parameter cannot be used: device must be"),
-        ("__class__", "x", "too many or missing"),
+        ("__class__", "x", "its parameters do not fit head 'mlp': __class__ too many"),
     ],
     ids=str,
 )

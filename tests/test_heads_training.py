@@ -6,9 +6,11 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
-import featx.heads.training as training
 from featx.errors import InputError
-from featx.heads import LinearHead, MLPHead
+from featx.heads import LR_GRID, LinearHead, MLPHead
+from featx.heads import rows as rows_module
+from featx.heads.rows import Rows
+from featx.heads.training import matmul_precision
 from featx.splits import cross_validation_folds
 
 
@@ -21,15 +23,17 @@ def birds(n=130, d=10, k=3, seed=0, spread=1.2):
 
 @pytest.fixture
 def batches(monkeypatch):
-    """The positions of every batch that was taken."""
+    """Every batch that was trained on, (b, d) or (g, b, d), by epochs."""
     seen = []
-    batch = training.Rows.batch
+    draw = Rows.batches
 
-    def recording(self, which):
-        seen.append(which.clone())
-        return batch(self, which)
+    def recording(self, *arguments):
+        seen.append([])
+        for x, y in draw(self, *arguments):
+            seen[-1].append(x.clone())
+            yield x, y
 
-    monkeypatch.setattr(training.Rows, "batch", recording)
+    monkeypatch.setattr(Rows, "batches", recording)
     return seen
 
 
@@ -45,29 +49,37 @@ def test_the_loss_falls(head):
 
 def test_every_row_is_trained_on_once_an_epoch_the_last_partial_batch_included(batches):
     X, y = birds()
-    LinearHead(epochs=3, batch_size=32).fit(X, y, X_val=X[:5], y_val=y[:5])
-    per_epoch = 5 + 1 + 1  # 130 rows: four batches of 32 and one of 2; then train and val measured
-    assert len(batches) == 3 * per_epoch
-    orders = []
-    for epoch in range(3):
-        steps = batches[epoch * per_epoch :][:5]
-        assert [len(which) for which in steps] == [32, 32, 32, 32, 2]
-        orders.append(torch.cat(steps))
-        assert torch.equal(orders[-1].sort().values, torch.arange(130))
+    X[:, 0] = np.arange(130)
+    LinearHead(epochs=3, batch_size=32, standardise=False).fit(X, y, X_val=X[:5], y_val=y[:5])
+    assert [[len(x) for x in epoch] for epoch in batches] == [[32, 32, 32, 32, 2]] * 3
+    orders = [torch.cat(epoch)[:, 0] for epoch in batches]
+    for order in orders:
+        assert torch.equal(order.sort().values, torch.arange(130.0))
     assert not torch.equal(orders[0], orders[1])  # shuffled anew
 
 
-def test_the_history_is_measured_by_the_weights_that_each_epoch_left():
+def test_validation_figures_are_measured_by_the_weights_that_each_epoch_left():
     X, y = birds()
     X_val, y_val = birds(60, seed=1)
     head = MLPHead((8,), dropout=0.5, epochs=6, patience=None).fit(X, y, X_val=X_val, y_val=y_val)
     assert [epoch["epoch"] for epoch in head.history_] == [1, 2, 3, 4, 5, 6]
     best = head.history_[head.best_epoch_ - 1]
-    for part, features, labels in (("train", X, y), ("val", X_val, y_val)):
-        p = head.predict_proba(features)
-        assert best[f"{part}_accuracy"] == (p.argmax(axis=1) == labels).mean()
-        loss = -np.log(p[np.arange(len(labels)), labels]).mean()
-        assert best[f"{part}_loss"] == pytest.approx(loss, rel=1e-5)
+    p = head.predict_proba(X_val)
+    assert best["val_accuracy"] == (p.argmax(axis=1) == y_val).mean()
+    loss = -np.log(p[np.arange(len(y_val)), y_val]).mean()
+    assert best["val_loss"] == pytest.approx(loss, rel=1e-5)
+
+
+def test_training_figures_are_means_over_the_steps_each_before_its_update():
+    X, y = birds()
+    head = LinearHead(epochs=6, lr=0.05, batch_size=130).fit(X, y, X_val=X, y_val=y)
+    assert head.history_[0]["train_loss"] == pytest.approx(np.log(3))  # of the zero weights
+    for now, after in zip(head.history_, head.history_[1:], strict=False):
+        assert after["train_loss"] == pytest.approx(now["val_loss"], rel=1e-5)
+        assert after["train_accuracy"] == pytest.approx(now["val_accuracy"])
+    uneven = LinearHead(epochs=1, lr=1e-12, batch_size=128).fit(X, y, X_val=X, y_val=y)
+    assert uneven.history_[0]["train_loss"] == pytest.approx(np.log(3))
+    assert uneven.history_[0]["train_accuracy"] == pytest.approx((y == 0).mean(), abs=0.02)
 
 
 def test_the_best_epoch_is_kept_by_accuracy_then_loss():
@@ -131,6 +143,7 @@ def test_weight_decay_shrinks_weights_and_not_biases():
     [
         ("optimizer", "adam", "sgd"),
         ("lr", 1e-3, 1e-2),
+        ("schedule", "constant", "cosine"),
         ("batch_size", 16, 64),
         ("label_smoothing", 0.0, 0.3),
         ("random_state", 0, 1),
@@ -167,14 +180,6 @@ def test_the_mlp_has_the_layers_asked_for_and_learns_exclusive_or():
     assert LinearHead().fit(X, y).score(X, y) < 0.8
 
 
-def test_dropout_keeps_the_mean_and_does_nothing_when_predicting():
-    layer = training.Dropout(0.3, torch.Generator().manual_seed(0))
-    x = torch.ones(100_000)
-    assert layer(x).mean() == pytest.approx(1, abs=0.01)
-    assert (layer(x) == 0).float().mean() == pytest.approx(0.3, abs=0.01)
-    assert torch.equal(layer.eval()(x), x)
-
-
 def test_numpy_predicts_what_the_torch_network_computes():
     X, y = birds()
     head = MLPHead((8, 6), epochs=5).fit(X, y)
@@ -188,19 +193,188 @@ def test_numpy_predicts_what_the_torch_network_computes():
     assert np.allclose(head.predict_proba(X), expected, atol=1e-6)
 
 
-def test_rows_too_many_to_hold_are_gathered_batch_by_batch_with_the_same_result(monkeypatch):
+# Side by side
+
+
+def test_a_learning_rate_comes_to_the_same_in_a_grid_and_alone():
+    X, y = birds(spread=0.4)
+    X_val, y_val = birds(40, seed=1, spread=0.4)
+    for kind in ("adam", "sgd"):
+        common = {"epochs": 12, "optimizer": kind, "schedule": "cosine", "weight_decay": 0.01}
+        grid = LinearHead(lr=(1e-4, 0.3, 0.02), **common).fit(X, y, X_val=X_val, y_val=y_val)
+        alone = [
+            LinearHead(lr=lr, **common).fit(X, y, X_val=X_val, y_val=y_val)
+            for lr in (1e-4, 0.3, 0.02)
+        ]
+        for one, result in zip(alone, grid.lr_results_, strict=True):
+            assert result["lr"] == one.lr_
+            assert result["best_epoch"] == one.best_epoch_
+            rows = [row for row in grid.lr_history_ if row["lr"] == one.lr]
+            for row, theirs in zip(rows, one.history_, strict=True):
+                assert {"lr": one.lr, **theirs} == pytest.approx(row, rel=1e-5)
+        best = alone[[0.0001, 0.3, 0.02].index(grid.lr_)]
+        assert np.allclose(grid.coefs_[0], best.coefs_[0], rtol=1e-4, atol=1e-6)
+        assert np.allclose(grid.intercepts_[0], best.intercepts_[0], rtol=1e-4, atol=1e-6)
+        kept = [row for row in grid.lr_history_ if row["lr"] == grid.lr_]
+        assert [{"lr": grid.lr_, **row} for row in grid.history_] == kept
+
+
+def test_the_best_learning_rate_is_the_one_best_on_validation_rows():
+    X, y = birds(spread=0.4)
+    head = LinearHead(lr=(1e-7, 0.03), epochs=10).fit(X, y)
+    scores = [(row["val_accuracy"], -row["val_loss"]) for row in head.lr_results_]
+    assert head.lr_ == 0.03
+    assert scores[1] > scores[0]
+    swapped = LinearHead(lr=(0.03, 1e-7), epochs=10).fit(X, y)
+    assert swapped.lr_ == 0.03
+    assert np.array_equal(swapped.best_epoch_, head.best_epoch_)
+
+
+def test_all_learning_rates_see_one_reading_of_the_batches(batches):
     X, y = birds()
-    held = LinearHead(epochs=3).fit(X, y)
-    monkeypatch.setattr(training, "_WORKING_COPY_BYTES", 100)
-    gathered = LinearHead(epochs=3).fit(X, y)
-    assert held.coefs_[0].tobytes() == gathered.coefs_[0].tobytes()
-    assert held.history_ == gathered.history_
+    LinearHead(epochs=2, lr="grid").fit(X, y)
+    assert [[tuple(x.shape) for x in epoch] for epoch in batches] == [[(64, 10), (53, 10)]] * 2
+
+
+def test_the_grid_is_dinov2s():
+    head = LinearHead(lr="grid", epochs=2).fit(*birds())
+    assert [row["lr"] for row in head.lr_results_] == list(LR_GRID)
+    assert (len(LR_GRID), LR_GRID[0], LR_GRID[-1]) == (13, 1e-5, 0.1)
+
+
+def test_a_learning_rate_that_diverges_is_dropped_by_name_and_the_others_stay():
+    X, y = birds()
+    common = {"optimizer": "sgd", "epochs": 5}
+    with pytest.warns(UserWarning, match=r"left out of the choice: lr 1e\+38 in epoch 2; a lower"):
+        grid = LinearHead(lr=(1e38, 0.01), **common).fit(X * 10, y)
+    alone = LinearHead(lr=0.01, **common).fit(X * 10, y)
+    assert grid.lr_ == 0.01
+    assert np.allclose(grid.coefs_[0], alone.coefs_[0], rtol=1e-4, atol=1e-6)
+    assert grid.lr_results_[0] == {
+        "lr": 1e38, "best_epoch": None, "val_loss": None, "val_accuracy": None, "diverged": 2,
+    }  # fmt: skip
 
 
 def test_a_training_that_diverges_is_told_with_the_way_out():
     X, y = birds()
-    with pytest.raises(InputError, match=r"training diverged in epoch \d+ .* lower lr"):
-        LinearHead(optimizer="sgd", lr=1e38, standardise=False, epochs=5).fit(X * 1e3, y)
+    common = {"optimizer": "sgd", "standardise": False, "epochs": 5}
+    with pytest.raises(InputError, match=r"training diverged .* lr 1e\+38 in epoch \d\): lower lr"):
+        LinearHead(lr=1e38, **common).fit(X * 1e3, y)
+    with pytest.raises(InputError, match=r"lr 1e\+37 in epoch 1, lr 1e\+38 in epoch 1"):
+        LinearHead(lr=(1e37, 1e38), **common).fit(X * 1e3, y)
+
+
+def test_several_networks_without_rows_to_choose_on_are_refused():
+    for head in (LinearHead(lr="grid"), MLPHead(n_seeds=2)):
+        with pytest.raises(InputError, match=r"choose among \d+ networks .* give X_val and y_val"):
+            head.fit(np.eye(3), [0, 1, 2])
+
+
+def known(row):
+    """Without what is None, which pytest.approx does not take."""
+    return {name: value for name, value in row.items() if value is not None}
+
+
+def seeds_and_each_alone(**params):
+    X, y = birds(spread=0.4)
+    X_val, y_val = birds(40, seed=1, spread=0.4)
+    fit = {"X": X, "y": y, "X_val": X_val, "y_val": y_val}
+    both = MLPHead((12, 5), lr=0.01, n_seeds=4, random_state=3, **params).fit(**fit)
+    alone = [MLPHead((12, 5), lr=0.01, random_state=s, **params).fit(**fit) for s in range(3, 7)]
+    return both, alone
+
+
+@pytest.mark.parametrize("params", [{"epochs": 8, "patience": None}, {"patience": 3}], ids=str)
+def test_a_seed_comes_to_the_same_beside_others_and_alone(params):
+    both, alone = seeds_and_each_alone(**params)
+    assert len({one.best_epoch_ for one in alone}) > 1  # they do not stop together
+    for one, result in zip(alone, both.seed_results_, strict=True):
+        assert known(result) == pytest.approx(known(one.seed_results_[0]), rel=1e-4)
+    best = alone[both.seed_ - 3]
+    assert both.best_epoch_ == best.best_epoch_
+    for ours, theirs in zip(both.coefs_, best.coefs_, strict=True):
+        assert np.allclose(ours, theirs, rtol=1e-3, atol=1e-5)
+
+
+def test_the_best_seed_is_kept_and_the_spread_recorded():
+    both, _ = seeds_and_each_alone(epochs=4)
+    scores = [(row["val_accuracy"], -row["val_loss"]) for row in both.seed_results_]
+    assert [row["seed"] for row in both.seed_results_] == [3, 4, 5, 6]
+    assert both.seed_ == 3 + max(range(4), key=scores.__getitem__)
+    assert scores.index(max(scores)) > 0  # else keeping the first would do as well
+    assert len(set(scores)) == 4
+
+
+# Held or streamed
+
+
+@pytest.fixture
+def little_room(monkeypatch):
+    """Windows of 192 rows of 10 features; nothing is held after `drop()`."""
+    monkeypatch.setattr(rows_module, "_WINDOW_BYTES", 3 * 64 * 40)
+    return lambda: monkeypatch.setattr(rows_module, "_HELD_BYTES", 0)
+
+
+@pytest.mark.parametrize("head", [LinearHead(epochs=3, lr=(1e-3, 1e-2)), MLPHead((8,), epochs=3)])
+def test_rows_too_many_to_hold_are_streamed_with_the_same_bits(head, little_room, batches):
+    X, y = birds(1000)
+    held = type(head)(**head.get_params()).fit(X, y)
+    little_room()
+    streamed = type(head)(**head.get_params()).fit(X, y)
+    assert len(batches) == 6
+    assert len(batches[0]) > 4 * 3  # several windows
+    for ours, theirs in zip(held.coefs_, streamed.coefs_, strict=True):
+        assert ours.tobytes() == theirs.tobytes()
+    assert held.history_ == streamed.history_
+
+
+def test_seeds_of_streamed_rows_come_to_what_they_come_to_when_held(little_room):
+    X, y = birds(1000, spread=0.3)
+    held = MLPHead((8,), n_seeds=3, epochs=3).fit(X, y)
+    little_room()
+    streamed = MLPHead((8,), n_seeds=3, epochs=3).fit(X, y)
+    assert streamed.seed_ == held.seed_
+    for ours, theirs in zip(streamed.seed_results_, held.seed_results_, strict=True):
+        assert known(ours) == pytest.approx(known(theirs), rel=1e-4)
+
+
+def test_streaming_takes_no_more_than_a_window_and_reads_it_in_the_order_of_the_file(
+    little_room, monkeypatch
+):
+    X, y = birds(1000)
+    little_room()
+    read, made = [], []
+    blocks, empty = rows_module.standardised_blocks, torch.empty
+
+    def recording(X, mean, scale, rows):
+        read.append(rows)
+        return blocks(X, mean, scale, rows)
+
+    monkeypatch.setattr(rows_module, "standardised_blocks", recording)
+    monkeypatch.setattr(torch, "empty", lambda *a, **k: (made.append(a), empty(*a, **k))[1])
+    MLPHead((8,), epochs=2).fit(X, y, X_val=X[:100], y_val=y[:100])
+    assert max(len(rows) for rows in read) == 192
+    assert max(size[0][0] for size in made if isinstance(size[0], tuple)) == 192
+    jumps = [(np.diff(rows) != 1).sum() for rows in read]
+    assert all((np.diff(rows) > 0).all() for rows in read)
+    assert max(jumps) <= 3 + 1  # whole blocks: each is read through
+    assert sum(map(len, read)) == 2 * (1000 + 100)
+
+
+@pytest.mark.parametrize("n", [1, 191, 192, 193, 1000])
+def test_an_order_has_every_row_once_and_mixes_from_everywhere(n, little_room):
+    orders = [
+        list(rows_module.shuffled(n, 10, torch.Generator().manual_seed(seed))) for seed in (0, 0, 1)
+    ]
+    for windows in orders:
+        assert [len(window) for window in windows] == rows_module.window_lengths(n, 10)
+        assert torch.equal(torch.cat(windows).sort().values, torch.arange(n))
+    assert torch.equal(torch.cat(orders[0]), torch.cat(orders[1]))
+    if n == 1000:
+        assert not torch.equal(torch.cat(orders[0]), torch.cat(orders[2]))
+        first = orders[0][0]
+        assert len(set((first // 100).tolist())) >= 4  # not the first rows only
+        assert (first.diff() == 1).float().mean() < 0.1  # nor block after block
 
 
 def test_low_precision_trains_and_is_refused_where_the_device_has_none():
@@ -216,7 +390,7 @@ def test_low_precision_trains_and_is_refused_where_the_device_has_none():
 def test_the_global_matmul_precision_is_put_back():
     matmul = torch.backends.cuda.matmul
     before = matmul.fp32_precision
-    with training.matmul_precision("tf32"):
+    with matmul_precision("tf32"):
         assert matmul.fp32_precision == "tf32"
     assert matmul.fp32_precision == before
 

@@ -1,7 +1,7 @@
 """Heads: scikit-learn classifiers over feature rows, and the file that keeps one."""
 
 from featx.heads.file import HEADS, HeadFile, load_head, save_head
-from featx.heads.linear import LinearHead
+from featx.heads.linear import LR_GRID, LinearHead
 from featx.heads.logistic import C_GRID, LogisticHead
 from featx.heads.mlp import MLPHead
 from featx.heads.ridge import ALPHA_GRID, RidgeHead
@@ -10,6 +10,7 @@ __all__ = [
     "ALPHA_GRID",
     "C_GRID",
     "HEADS",
+    "LR_GRID",
     "HeadFile",
     "LinearHead",
     "LogisticHead",

@@ -128,12 +128,12 @@ def build(path: Path, header: dict[str, Any], tensors: dict[str, npt.NDArray[Any
 
 def _estimator(kind: str, params: dict[str, Any]) -> Head:
     cls = HEADS[kind]
-    known = set(cls().get_params(deep=False))
-    if set(params) != known:
+    unknown = set(params) - set(cls().get_params(deep=False))
+    if unknown:
         raise HeadError(
-            f"its parameters do not fit head {kind!r}: "
-            f"{', '.join(sorted(set(params) ^ known))} too many or missing"
+            f"its parameters do not fit head {kind!r}: {', '.join(sorted(unknown))} too many"
         )
+    # A file may be older than a parameter, whose default is what was done before there was one.
     head = cls(**{name: _from_json(value) for name, value in params.items()})
     try:
         head._check_params()
@@ -206,10 +206,11 @@ def _label_array(labels: list[Any]) -> npt.NDArray[Any]:
 
 
 def _set_facts(head: Head, facts: dict[str, Any]) -> None:
-    if set(facts) != set(head.FACTS):
-        raise HeadError("what it says of its fit is incomplete")
+    required = {name for name, kind in head.FACTS.items() if not kind.endswith(" or null")}
+    if not required <= set(facts) <= set(head.FACTS):
+        raise HeadError("what it says of its fit is incomplete, or too much")
     for name, kind in head.FACTS.items():
-        value = facts[name]
+        value = facts.get(name)  # a file may be older than a fact that may be null
         if not _is_fact(value, kind):
             raise HeadError(f"what it says of its fit is garbled: {name} is no {kind}")
         setattr(head, name, value)

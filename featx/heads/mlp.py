@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 from featx.heads.base import is_number, is_whole, require
 from featx.heads.network import NetworkHead
-from featx.heads.training import Recipe
+from featx.heads.training import Recipe, Trained
 
 
 class MLPHead(NetworkHead):
@@ -15,6 +16,10 @@ class MLPHead(NetworkHead):
     Trained by the same loop as LinearHead, on standardised features: rows shuffled by seed, the
     last partial batch included, the epoch kept that is most accurate on validation rows (among
     equals, of the smallest loss). No batch normalisation: a row's answer depends on no other row.
+
+    Several seeds are trained side by side, each to what it comes to alone (on the same training
+    and validation rows), and the best is kept by the same measure; which of them is best on few
+    validation rows is partly luck, and `seed_results_` shows how far they lie apart.
 
     Parameters
     ----------
@@ -29,6 +34,9 @@ class MLPHead(NetworkHead):
         Decoupled (Loshchilov & Hutter 2019), on the weights, not on the biases.
     patience : int, optional
         Stop after so many epochs without a better one; None: run all.
+    n_seeds : int
+        Networks to train, from the seeds random_state, random_state + 1, ...; rows are set aside
+        by random_state for all.
     label_smoothing, validation_fraction, standardise, device, precision, random_state
         As in LinearHead.
 
@@ -37,6 +45,11 @@ class MLPHead(NetworkHead):
     coefs_, intercepts_ : lists of (n_out, n_in) and (n_out,) float32, one a layer
     history_, best_epoch_, device_
         As in LinearHead.
+    seed_ : int
+        Of the network kept.
+    seed_results_ : list of dict
+        Of each seed: seed, best_epoch, the val_loss and val_accuracy of that epoch, and diverged,
+        as in LinearHead.
 
     Examples
     --------
@@ -46,6 +59,15 @@ class MLPHead(NetworkHead):
     >>> MLPHead(hidden=(16,), dropout=0, epochs=60).fit(X, y).score(X, y)
     1.0
     """
+
+    FACTS: ClassVar[Mapping[str, str]] = {
+        **NetworkHead.FACTS,
+        "seed_": "count or null",
+        "seed_results_": "rows or null",
+    }
+
+    seed_: int
+    seed_results_: list[dict[str, Any]]
 
     def __init__(
         self,
@@ -58,6 +80,7 @@ class MLPHead(NetworkHead):
         weight_decay: float = 1e-2,
         label_smoothing: float = 0.0,
         patience: int | None = 20,
+        n_seeds: int = 1,
         validation_fraction: float = 0.1,
         standardise: bool = True,
         device: str = "auto",
@@ -72,33 +95,47 @@ class MLPHead(NetworkHead):
         self.weight_decay = weight_decay
         self.label_smoothing = label_smoothing
         self.patience = patience
+        self.n_seeds = n_seeds
         self.validation_fraction = validation_fraction
         self.standardise = standardise
         self.device = device
         self.precision = precision
         self.random_state = random_state
 
-    def _recipe(self, precision: str) -> Recipe:
+    def _recipe(self, sizes: tuple[int, ...], precision: str) -> Recipe:
         return Recipe(
+            sizes=sizes,
             optimizer="adamw",
-            lr=1e-3 if self.lr is None else self.lr,
+            lrs=(1e-3 if self.lr is None else self.lr,) * self.n_seeds,
+            seeds=tuple(range(self.random_state, self.random_state + self.n_seeds)),
             epochs=self.epochs,
             batch_size=self.batch_size,
             weight_decay=self.weight_decay,
             momentum=0.0,
+            dropout=self.dropout,
             label_smoothing=self.label_smoothing,
+            schedule="constant",
             patience=self.patience,
             precision=precision,
         )
 
+    def _record(self, trained: Trained) -> None:
+        self.seed_ = trained.best.seed
+        self.seed_results_ = [{"seed": one.seed, **one.result()} for one in trained.candidates]
+
     def _hidden_sizes(self) -> tuple[int, ...]:
         return tuple(int(size) for size in self.hidden)
 
-    def _dropout_rate(self) -> float:
-        return float(self.dropout)
-
     def _check_params(self) -> None:
         self._check_training_params()
+        require("lr", self.lr, lambda v: v is None or (is_number(v) and v > 0), "a number above 0")
+        require("n_seeds", self.n_seeds, lambda v: is_whole(v, 1), "a whole number above 0")
+        require(
+            "random_state",
+            self.random_state,
+            lambda v: v + self.n_seeds <= 2**63,
+            "below 2**63 for every seed",
+        )
         require(
             "hidden",
             self.hidden,

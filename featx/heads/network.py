@@ -10,8 +10,6 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import nn
 
 from featx.devices import check_precision, resolve_device
 from featx.errors import InputError
@@ -27,7 +25,8 @@ from featx.heads.base import (
     is_whole,
     require,
 )
-from featx.heads.training import Dropout, Recipe, Rows, matmul_precision, train
+from featx.heads.rows import Rows
+from featx.heads.training import Recipe, Trained, matmul_precision, train
 from featx.splits import cross_validation_folds
 
 
@@ -50,7 +49,6 @@ class NetworkHead(Head):
     batch_size: int
     device: str
     epochs: int
-    lr: float | None
     patience: int | None
     precision: str | None
     random_state: int
@@ -76,32 +74,30 @@ class NetworkHead(Head):
         Raises
         ------
         InputError
-            A bad parameter, one class only, or a loss that is not finite.
+            A bad parameter, one class only, no rows to choose among several networks on, or a
+            loss that is not finite.
         """
         rows = self._validate_fit(X, y, X_val, y_val)
         device = resolve_device(self.device)
-        recipe = self._recipe(check_precision(device, self.precision))
+        sizes = (rows.X.shape[1], *self._hidden_sizes(), len(self.classes_))
+        recipe = self._recipe(sizes, check_precision(device, self.precision))
         self.device_ = device.name
-        train_rows, val_rows = self._set_aside(rows, groups)
+        train_rows, val_rows = self._set_aside(rows, groups, n_networks=len(recipe.lrs))
         self.n_set_aside_ = len(val_rows)
         self._learn_standardisation(rows.X, self.standardise, train_rows)
-        generator = torch.Generator().manual_seed(self.random_state)
-        sizes = [rows.X.shape[1], *self._hidden_sizes(), len(self.classes_)]
-        work = recipe.batch_size * sum(a * b for a, b in pairwise(sizes))
+        work = recipe.batch_size * len(recipe.lrs) * sum(a * b for a, b in pairwise(sizes))
         with fitting_threads(work), matmul_precision(recipe.precision):
-            network = self._network(sizes, generator, device.name).to(device.name)
             stats = self.mean_, self.scale_, device.name
             val = None
             if rows.X_val is not None and rows.y_val is not None:
                 val = Rows.of(rows.X_val, rows.y_val, np.arange(len(rows.y_val)), *stats)
             elif len(val_rows):
                 val = Rows.of(rows.X, rows.y, val_rows, *stats)
-            self.best_epoch_, self.history_ = train(
-                network, Rows.of(rows.X, rows.y, train_rows, *stats), val, recipe, generator
-            )
-        layers = [layer for layer in network if isinstance(layer, nn.Linear)]
-        self.coefs_ = [layer.weight.detach().cpu().numpy() for layer in layers]
-        self.intercepts_ = [layer.bias.detach().cpu().numpy() for layer in layers]
+            trained = train(Rows.of(rows.X, rows.y, train_rows, *stats), val, recipe)
+        self.best_epoch_, self.history_ = trained.best.best_epoch, trained.best.history
+        self.coefs_ = [weight.cpu().numpy() for weight in trained.best.weights]
+        self.intercepts_ = [bias.cpu().numpy() for bias in trained.best.biases]
+        self._record(trained)
         return self
 
     def choice(self, n_val: int = 0) -> Choice:
@@ -115,7 +111,9 @@ class NetworkHead(Head):
         accuracy = self.history_[self.best_epoch_ - 1]["val_accuracy"]
         return Choice(f"epoch {self.best_epoch_}", on, accuracy)
 
-    def _set_aside(self, rows: TrainingRows, groups: Any) -> tuple[IntArray, IntArray]:
+    def _set_aside(
+        self, rows: TrainingRows, groups: Any, n_networks: int
+    ) -> tuple[IntArray, IntArray]:
         """Rows to train on, and rows of X to choose the epoch on where none were given."""
         everything = np.arange(len(rows.y))
         if rows.X_val is not None:
@@ -126,48 +124,32 @@ class NetworkHead(Head):
                 rows.y, n_folds=n_folds, groups=groups, seed=self.random_state
             )[0]
         except InputError as why:
+            if n_networks > 1:
+                raise InputError(
+                    f"no rows could be set aside to choose among {n_networks} networks ({why}): "
+                    "give X_val and y_val, or train one"
+                ) from why
             warnings.warn(
                 f"no rows could be set aside to choose the epoch ({why}); the last one is kept",
                 stacklevel=3,
             )
             return everything, everything[:0]
 
-    def _network(self, sizes: list[int], generator: torch.Generator, device: str) -> nn.Sequential:
-        """Linear, (ReLU, dropout, Linear)...: (b, sizes[0]) -> (b, sizes[-1])."""
-        # Dropout draws on the device, from a generator of the device.
-        masks = torch.Generator(device=device).manual_seed(self.random_state)
-        layers: list[nn.Module] = []
-        for i, (n_in, n_out) in enumerate(pairwise(sizes)):
-            if i:
-                layers += [nn.ReLU(), Dropout(self._dropout_rate(), masks)]
-            layer = nn.utils.skip_init(nn.Linear, n_in, n_out)  # init draws from torch's global RNG
-            self._initialise(layer, generator, is_last=i == len(sizes) - 2)
-            layers.append(layer)
-        return nn.Sequential(*layers)
-
-    def _initialise(self, layer: nn.Linear, generator: torch.Generator, *, is_last: bool) -> None:
-        """Hidden layers as He et al. 2015 (eq. 10, uniform); the last is 0: all classes equal."""
-        with torch.no_grad():
-            layer.bias.zero_()
-            bound = 0.0 if is_last else float(np.sqrt(6 / layer.in_features))
-            layer.weight.uniform_(-bound, bound, generator=generator)
-
     def _hidden_sizes(self) -> tuple[int, ...]:
         return ()
 
-    def _dropout_rate(self) -> float:
-        return 0.0
+    @abstractmethod
+    def _recipe(self, sizes: tuple[int, ...], precision: str) -> Recipe:
+        """How to train, from the parameters."""
 
     @abstractmethod
-    def _recipe(self, precision: str) -> Recipe:
-        """How to train, from the parameters."""
+    def _record(self, trained: Trained) -> None:
+        """Keep as attributes what all networks came to."""
 
     def _check_training_params(self) -> None:
         check_common(self)
-        above_0 = "a number above 0"
         for name in ("epochs", "batch_size"):
             require(name, getattr(self, name), lambda v: is_whole(v, 1), "a whole number above 0")
-        require("lr", self.lr, lambda v: v is None or (is_number(v) and v > 0), above_0)
         require("weight_decay", self.weight_decay, lambda v: is_number(v) and v >= 0, "0 or more")
         require(
             "patience",

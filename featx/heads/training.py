@@ -1,188 +1,246 @@
-"""The one loop that trains a small network on feature rows by mini-batches."""
+"""The one loop that trains small networks, side by side, on feature rows by mini-batches."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import math
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, Final, Literal, Self
+from dataclasses import dataclass, field
+from typing import Any, Final, Literal
 
-import numpy as np
-import numpy.typing as npt
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from featx.errors import InputError
-from featx.heads.base import FloatArray, IntArray, standardised_blocks
+from featx.heads.rows import Rows, window_lengths
+from featx.heads.stack import Dropout, Stack, Update, cross_entropy
 
-_WORKING_COPY_BYTES: Final = 2 << 30  # rows up to this size are held, standardised, on the device
 _EVALUATION_ROWS: Final = 4096
-_AUTOCAST: Final = {"bf16": torch.bfloat16, "fp16": torch.float16}
+_EVALUATION_VALUES: Final = 1 << 24  # of one layer's output, in all networks together
+_DTYPES: Final = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a network is trained; the parameters are described in LinearHead and MLPHead."""
+    """How networks are trained; the parameters are described in LinearHead and MLPHead.
 
+    `lrs` and `seeds` have one value for each network. Networks of one seed see the same batches.
+    """
+
+    sizes: tuple[int, ...]
     optimizer: Literal["adam", "adamw", "sgd"]
-    lr: float
+    lrs: tuple[float, ...]
+    seeds: tuple[int, ...]
     epochs: int
     batch_size: int
     weight_decay: float
     momentum: float
+    dropout: float
     label_smoothing: float
+    schedule: Literal["constant", "cosine"]
     patience: int | None
     precision: str
 
 
-class Dropout(nn.Module):
-    """nn.Dropout (Srivastava et al. 2014) that draws from its own generator, not torch's."""
+@dataclass(eq=False)
+class Candidate:
+    """One of the networks, and how it went.
 
-    def __init__(self, rate: float, generator: torch.Generator) -> None:
-        super().__init__()
-        self.rate, self.generator = rate, generator
+    `best_epoch` is the one most accurate on validation rows, among equals of the smallest loss;
+    without them the last; its weights (n_out, n_in) and biases (n_out,) are kept. `diverged` is
+    the epoch whose loss or weights were no numbers any more: then it is not chosen.
+    """
 
-    def forward(self, x: Tensor) -> Tensor:
-        if not self.training or not self.rate:
-            return x
-        kept = torch.empty_like(x).bernoulli_(1 - self.rate, generator=self.generator)
-        return x * kept / (1 - self.rate)
+    lr: float
+    seed: int
+    history: list[dict[str, Any]] = field(default_factory=list)
+    best_epoch: int = 0
+    score: tuple[float, float] = (-math.inf, -math.inf)
+    diverged: int | None = None
+    weights: list[Tensor] = field(default_factory=list)
+    biases: list[Tensor] = field(default_factory=list)
+
+    def result(self) -> dict[str, Any]:
+        """What it came to, in JSON's types; None for what a network that diverged lacks."""
+        best = self.history[self.best_epoch - 1] if self.best_epoch else {}
+        return {
+            "best_epoch": best.get("epoch"),
+            "val_loss": best.get("val_loss"),
+            "val_accuracy": best.get("val_accuracy"),
+            "diverged": self.diverged,
+        }
 
 
 @dataclass(frozen=True)
-class Rows:
-    """Standardised float32 rows on the device: a working copy, or gathered for each batch."""
+class Trained:
+    """Every candidate, and which is the best."""
 
-    X: npt.NDArray[Any]
-    rows: IntArray  # which rows of X
-    y: Tensor  # (n,) int64, of these rows, on the device
-    mean: FloatArray
-    scale: FloatArray
-    held: Tensor | None
-
-    @classmethod
-    def of(
-        cls,
-        X: npt.NDArray[Any],
-        y: IntArray,
-        rows: IntArray,
-        mean: FloatArray,
-        scale: FloatArray,
-        device: str,
-    ) -> Self:
-        """Rows `rows` of X; held on the device if their float32 copy is 2 GiB or less."""
-        held = None
-        if 4 * len(rows) * X.shape[1] <= _WORKING_COPY_BYTES:
-            held = torch.empty((len(rows), X.shape[1]), device=device)
-            for part, block in standardised_blocks(X, mean, scale, rows):
-                held[part] = torch.from_numpy(block.astype(np.float32)).to(device)
-        return cls(X, rows, torch.from_numpy(y[rows]).to(device), mean, scale, held)
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def batch(self, which: Tensor) -> tuple[Tensor, Tensor]:
-        """Rows by position, (b,) on the CPU -> (b, d) float32, (b,) int64."""
-        y = self.y[which.to(self.y.device)]
-        if self.held is not None:
-            return self.held[which.to(self.y.device)], y
-        rows = self.rows[which.numpy()]
-        blocks = [b for _, b in standardised_blocks(self.X, self.mean, self.scale, rows)]
-        return torch.from_numpy(np.concatenate(blocks).astype(np.float32)).to(self.y.device), y
+    candidates: list[Candidate]
+    best: Candidate
 
 
-def train(
-    network: nn.Sequential, rows: Rows, val: Rows | None, recipe: Recipe, generator: torch.Generator
-) -> tuple[int, list[dict[str, Any]]]:
-    """Train in place and leave the weights of the best epoch: (its number, the history).
+def train(rows: Rows, val: Rows | None, recipe: Recipe) -> Trained:
+    """Train all networks; the best is the first of the highest score on `val`.
 
-    The best epoch is the one most accurate on `val`, among equals the one of the smallest loss;
-    without `val` the last.
+    Rows that are streamed are read in the order of one seed, so that networks of several seeds
+    are then trained one after the other, each as it would be beside the others.
+
+    Raises
+    ------
+    InputError
+        Every network diverged.
     """
-    device = rows.y.device
-    optimizer = _optimizer(network, recipe)
-    scaler = torch.amp.GradScaler(device.type, enabled=recipe.precision == "fp16")
-    history: list[dict[str, Any]] = []
-    best_epoch, best_score, best_weights = 0, (-np.inf, -np.inf), _weights(network)
+    candidates = [Candidate(*pair) for pair in zip(recipe.lrs, recipe.seeds, strict=True)]
+    together = [candidates]
+    if rows.held is None and len(set(recipe.seeds)) > 1:
+        together = [[candidate] for candidate in candidates]
+    for group in together:
+        _train_side_by_side(rows, val, recipe, group)
+    _tell_diverged(candidates)
+    left = [candidate for candidate in candidates if not candidate.diverged]
+    return Trained(candidates, max(left, key=lambda candidate: candidate.score))
+
+
+@torch.inference_mode()
+def _train_side_by_side(
+    rows: Rows, val: Rows | None, recipe: Recipe, running: list[Candidate]
+) -> None:
+    device, seeds = rows.y.device, [candidate.seed for candidate in running]
+    orders = [torch.Generator().manual_seed(seed) for seed in seeds]
+    stack = Stack.drawn(recipe.sizes, orders, str(device))
+    if len(set(seeds)) == 1:
+        orders = orders[:1]  # the same batches for all
+    lrs = [candidate.lr for candidate in running]
+    decay, momentum = recipe.weight_decay, recipe.momentum
+    update = Update(stack, recipe.optimizer, lrs, weight_decay=decay, momentum=momentum)
+    masks = None
+    if recipe.dropout:  # drawn on the device, from generators of the device
+        masks = Dropout(recipe.dropout, [torch.Generator(device).manual_seed(s) for s in seeds])
+    factors = _schedule(recipe, len(rows))
     for epoch in range(1, recipe.epochs + 1):
-        network.train()
-        order = torch.randperm(len(rows), generator=generator)  # the last partial batch included
-        for which in order.split(recipe.batch_size):
-            x, y = rows.batch(which)  # (b, d), (b,)
-            with _autocast(device, recipe.precision):
-                logits = network(x)  # (b, k)
-            loss = nn.functional.cross_entropy(
-                logits.float(), y, label_smoothing=recipe.label_smoothing
-            )
-            optimizer.zero_grad()
-            scaler.scale(loss).backward()
-            scaler.step(optimizer)
-            scaler.update()
-        history.append(_measure(network, epoch, rows, val))
-        score = _score(history[-1])
-        if score > best_score or val is None:
-            best_epoch, best_score, best_weights = epoch, score, _weights(network)
-        if recipe.patience is not None and epoch - best_epoch >= recipe.patience:
+        batches = rows.batches(recipe.batch_size, orders)
+        measured = _train_epoch(stack, update, batches, recipe, masks, factors)
+        unknown: list[list[Any]] = [[None] * len(running)] * 2
+        measured += unknown if val is None else _evaluate(stack, val)
+        finite = stack.finite().tolist()
+        for i, candidate in enumerate(running):
+            _note(candidate, epoch, *(column[i] for column in measured), finite=finite[i])
+            if candidate.best_epoch == epoch:
+                candidate.weights, candidate.biases = stack.network(i)
+        going_on = [i for i, candidate in enumerate(running) if not _is_over(candidate, recipe)]
+        if not going_on:
             break
-    with torch.no_grad():
-        for weight, best in zip(network.parameters(), best_weights, strict=True):
-            weight.copy_(best)
-    return best_epoch, history
+        if len(going_on) < len(running):
+            running = [running[i] for i in going_on]
+            stack = stack.only(going_on)
+            update.only(going_on, stack)
+            if len(orders) > 1:
+                orders = [orders[i] for i in going_on]
+            if masks is not None:
+                masks.generators = [masks.generators[i] for i in going_on]
 
 
-def _measure(network: nn.Sequential, epoch: int, rows: Rows, val: Rows | None) -> dict[str, Any]:
-    train_loss, train_accuracy = _evaluate(network, rows)
-    val_loss, val_accuracy = (None, None) if val is None else _evaluate(network, val)
-    if not np.isfinite([train_loss, val_loss or 0.0]).all():
-        raise InputError(f"training diverged in epoch {epoch} (the loss is {train_loss}): lower lr")
-    return {
-        "epoch": epoch,
-        "train_loss": train_loss,
-        "train_accuracy": train_accuracy,
-        "val_loss": val_loss,
-        "val_accuracy": val_accuracy,
-    }
+def _train_epoch(
+    stack: Stack,
+    update: Update,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    recipe: Recipe,
+    masks: Dropout | None,
+    factors: Iterator[float],
+) -> list[list[float]]:
+    """Go through all batches once: mean loss and accuracy of each network on the way."""
+    dtype = _DTYPES.get(recipe.precision, torch.float32)
+    losses, right, n = [], [], 0
+    for x, y in batches:  # (b, d), (b,) or (g, b, d), (g, b)
+        logits, inputs = stack.forward(x, dtype=dtype, dropout=masks)  # (g, b, k)
+        loss, delta = cross_entropy(logits, y, recipe.label_smoothing)  # (g, b), (g, b, k)
+        stack.backward(inputs, delta, dtype=dtype, kept=1 - recipe.dropout)
+        update.step(next(factors))
+        losses.append(loss.sum(dim=1))
+        right.append((logits.argmax(dim=2) == y).sum(dim=1))
+        n += logits.shape[1]
+    return [_mean(losses, n), _mean(right, n)]
 
 
-def _score(measured: Mapping[str, Any]) -> tuple[float, float]:
-    if measured["val_loss"] is None:
-        return -np.inf, -np.inf
-    return measured["val_accuracy"], -measured["val_loss"]
+def _is_over(candidate: Candidate, recipe: Recipe) -> bool:
+    if candidate.diverged:
+        return True
+    waited = len(candidate.history) - candidate.best_epoch
+    return recipe.patience is not None and waited >= recipe.patience
 
 
-@torch.no_grad()
-def _evaluate(network: nn.Sequential, rows: Rows) -> tuple[float, float]:
-    """Mean cross-entropy and accuracy, in eval mode and fp32."""
-    network.eval()
-    loss = torch.zeros((), dtype=torch.float64)
-    right = 0
-    for which in torch.arange(len(rows)).split(_EVALUATION_ROWS):
-        x, y = rows.batch(which)
-        logits = network(x)
-        loss += nn.functional.cross_entropy(logits, y, reduction="sum").double().cpu()
-        right += int((logits.argmax(dim=1) == y).sum())
-    return float(loss) / len(rows), right / len(rows)
+def _note(
+    candidate: Candidate,
+    epoch: int,
+    train_loss: float,
+    train_accuracy: float,
+    val_loss: float | None,
+    val_accuracy: float | None,
+    *,
+    finite: bool,
+) -> None:
+    """Write down how an epoch went."""
+    if not (finite and math.isfinite(train_loss) and math.isfinite(val_loss or 0.0)):
+        candidate.diverged, candidate.best_epoch = epoch, 0
+        return
+    candidate.history.append(
+        {
+            "epoch": epoch,
+            "train_loss": train_loss,
+            "train_accuracy": train_accuracy,
+            "val_loss": val_loss,
+            "val_accuracy": val_accuracy,
+        }
+    )
+    if val_loss is None or val_accuracy is None:
+        candidate.best_epoch = epoch
+    elif (val_accuracy, -val_loss) > candidate.score:
+        candidate.best_epoch, candidate.score = epoch, (val_accuracy, -val_loss)
 
 
-def _optimizer(network: nn.Sequential, recipe: Recipe) -> torch.optim.Optimizer:
-    parameters = list(network.parameters())
-    groups = [
-        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": recipe.weight_decay},
-        {"params": [p for p in parameters if p.ndim == 1], "weight_decay": 0.0},  # biases
-    ]
-    if recipe.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum)
-    kind = torch.optim.Adam if recipe.optimizer == "adam" else torch.optim.AdamW
-    return kind(groups, lr=recipe.lr)
+def _tell_diverged(candidates: Sequence[Candidate]) -> None:
+    """Name the networks that diverged; InputError where none is left."""
+    lost = [candidate for candidate in candidates if candidate.diverged]
+    if not lost:
+        return
+    by_seed = len({candidate.seed for candidate in candidates}) > 1
+    told = ", ".join(
+        (f"seed {one.seed}" if by_seed else f"lr {one.lr:g}") + f" in epoch {one.diverged}"
+        for one in lost
+    )
+    if len(lost) == len(candidates):
+        raise InputError(f"training diverged (the loss is no number any more: {told}): lower lr")
+    warnings.warn(
+        f"training diverged and was left out of the choice: {told}; a lower lr is steadier",
+        stacklevel=4,
+    )
 
 
-def _weights(network: nn.Sequential) -> list[Tensor]:
-    return [p.detach().clone() for p in network.parameters()]
+def _schedule(recipe: Recipe, n: int) -> Iterator[float]:
+    """What the rates are multiplied by in each step: 1, or half a cosine from 1 to 0."""
+    per_window = (math.ceil(m / recipe.batch_size) for m in window_lengths(n, recipe.sizes[0]))
+    n_steps = recipe.epochs * sum(per_window)
+    for step in range(n_steps):
+        is_cosine = recipe.schedule == "cosine"
+        yield (1 + math.cos(math.pi * step / n_steps)) / 2 if is_cosine else 1.0
 
 
-def _autocast(device: torch.device, precision: str) -> torch.autocast:
-    dtype = _AUTOCAST.get(precision)
-    return torch.autocast(device.type, dtype=dtype, enabled=dtype is not None)
+def _mean(sums: list[Tensor], n: int) -> list[float]:
+    """Sums (g,) of every step -> their means over n rows."""
+    return (torch.stack(sums).cpu().double().sum(dim=0) / n).tolist()
+
+
+def _evaluate(stack: Stack, rows: Rows) -> list[list[float]]:
+    """Mean cross-entropy and accuracy of every network, in eval mode and fp32."""
+    widest = sum(weight.shape[0] * weight.shape[1] for weight in stack.weights)
+    losses, right = [], []
+    for x, y in rows.blocks(max(1, min(_EVALUATION_ROWS, _EVALUATION_VALUES // widest))):
+        logits, _ = stack.forward(x)
+        loss, _ = cross_entropy(logits, y, 0.0)
+        losses.append(loss.sum(dim=1))
+        right.append((logits.argmax(dim=2) == y).sum(dim=1))
+    return [_mean(losses, len(rows)), _mean(right, len(rows))]
 
 
 @contextmanager
