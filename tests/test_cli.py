@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -22,7 +23,7 @@ from typer.testing import CliRunner, Result
 import featx
 from featx.cache import cache_lock, open_cache
 from featx.cli import app
-from featx.heads import load_head
+from featx.heads import LR_GRID, load_head
 
 Folder = Callable[..., Path]
 TINY = ["--backbone", "squeezenet1_1", "--resize", "64", "--crop", "64", "--batch-size", "4"]
@@ -226,6 +227,22 @@ def test_fit_head_tells_what_it_chose_and_on_what(head: str, tmp_path: Path) -> 
     choice = load_head(f"cache/a.{head}.safetensors").metadata["fit"]["choice"]
     assert f"{choice['what']} (accuracy {choice['accuracy']:.3f})" in made
     assert choice["on"] in made
+
+
+def test_learning_rates_and_seeds_are_trained_side_by_side(tmp_path: Path) -> None:
+    write_cache(tmp_path / "cache" / "a.h5")
+    shown = featx_("fit-head", "--head", "linear", "--lr", "1e-9,0.01", "--schedule", "cosine",
+                   "--epochs", "5", "--curves", "curves.png").stdout  # fmt: skip
+    assert "linear+epochs=5+lr=1e-09,0.01+schedule=cosine" in shown
+    assert "lr 0.01, epoch" in shown
+    assert (tmp_path / "curves.png").is_file()
+    fit = json.loads(featx_("fit-head", "--head", "linear", "--lr", "grid", "--epochs", "2",
+                            "--json").stdout)["fit"]  # fmt: skip
+    assert [row["lr"] for row in fit["lr_results"]] == list(LR_GRID)
+    shown = featx_("fit-head", "--head", "mlp", "--n-seeds", "3", "--epochs", "2").stdout
+    assert re.search(r"seed [012], epoch \d \(accuracy [\d.]+; 3 seeds [\d.]+ to [\d.]+\)", shown)
+    error = featx_("fit-head", "--head", "linear", "--lr", "fast", code=2).stderr
+    assert "--lr takes numbers separated by commas, got 'fast'" in error
 
 
 def test_info_tells_what_is_in_a_cache(tmp_path: Path) -> None:

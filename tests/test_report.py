@@ -286,6 +286,21 @@ def test_without_validation_only_the_training_curves_are_drawn(tmp_path, drawn):
     assert not drawn[0].axes[0].texts
 
 
+def test_networks_that_were_not_kept_are_thin_lines_with_their_names(tmp_path, drawn):
+    others = {
+        "lr 0.1": {"val_loss": [9.0, 7.0], "val_accuracy": [0.1, 0.2]},
+        "lr 1": {"val_loss": [], "val_accuracy": []},  # diverged at once
+    }
+    training_curves_png(tmp_path / "t.png", _history(), others=others)
+    loss, accuracy = drawn[0].axes
+    assert list(loss.lines[0].get_ydata()) == [9.0, 7.0]
+    assert list(accuracy.lines[0].get_ydata()) == [0.1, 0.2]
+    assert list(loss.lines[2].get_ydata()) == [1.5, 0.9, 0.5]
+    names = [text.get_text() for text in drawn[0].legends[0].get_texts()]
+    assert names == ["validation, lr 0.1", "validation, lr 1"]
+    assert loss.get_yscale() == "log"
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

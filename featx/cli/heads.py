@@ -39,7 +39,15 @@ def fit_head(
     ] = None,
     max_iter: Annotated[int | None, typer.Option(min=1, help="logistic: iterations.")] = None,
     epochs: Annotated[int | None, typer.Option(min=1, help="linear, mlp: passes at most.")] = None,
-    lr: Annotated[float | None, typer.Option(min=0, help="linear, mlp: learning rate.")] = None,
+    lr: Annotated[
+        str | None,
+        typer.Option(
+            help="linear, mlp: learning rate; linear: several, as 1e-4,1e-3, or grid, side by side."
+        ),
+    ] = None,
+    schedule: Annotated[
+        str | None, typer.Option(help="linear: of the learning rate, constant or cosine.")
+    ] = None,
     batch_size: Annotated[
         int | None, typer.Option(min=1, help="linear, mlp: rows per step.")
     ] = None,
@@ -53,6 +61,10 @@ def fit_head(
     dropout: Annotated[float | None, typer.Option(min=0, max=1, help="mlp: dropout.")] = None,
     patience: Annotated[
         int | None, typer.Option(min=1, help="mlp: epochs without gain before stopping.")
+    ] = None,
+    n_seeds: Annotated[
+        int | None,
+        typer.Option(min=1, help="mlp: networks trained side by side; the best is kept."),
     ] = None,
     precision: Precision = None,
     device: Device = "auto",
@@ -113,13 +125,15 @@ def fit_head(
             class_weight=class_weight,
             max_iter=max_iter,
             epochs=epochs,
-            lr=lr,
+            lr=_learning_rates(lr),
+            schedule=schedule,
             batch_size=batch_size,
             optimizer=optimizer,
             weight_decay=weight_decay,
             hidden=tuple(int(size) for size in sizes) if sizes else None,
             dropout=dropout,
             patience=patience,
+            n_seeds=n_seeds,
             momentum=momentum,
             label_smoothing=label_smoothing,
             cv=cv,
@@ -153,6 +167,13 @@ def fit_head(
     _print_fit(fitted)
 
 
+def _learning_rates(text: str | None) -> float | tuple[float, ...] | str | None:
+    rates = None if text == "grid" else numbers(text, "lr")
+    if rates is None:
+        return text
+    return rates if len(rates) > 1 else rates[0]
+
+
 def _print_fit(fitted: Fit) -> None:
     metadata, split = fitted.file.metadata, fitted.split
     facts = metadata["fit"]
@@ -165,7 +186,7 @@ def _print_fit(fitted: Fit) -> None:
         f"{len(split.train):,} images",
         metadata["split"]["chosen_on"],
         f"{len(split.held_out):,} ({split.held_out_name})",
-        _chosen(facts["choice"]),
+        _chosen(facts),
         f"{max(counts) / sum(counts):.3f}",
     )
     out().print(shown)
@@ -178,10 +199,22 @@ def _print_fit(fitted: Fit) -> None:
     tell(f"split: {split.source}. Next: featx evaluate")
 
 
-def _chosen(choice: dict[str, Any]) -> str:
+def _chosen(facts: dict[str, Any]) -> str:
     """What was chosen and how well it did where it was chosen."""
-    told = "" if choice["accuracy"] is None else f" (accuracy {choice['accuracy']:.3f})"
+    choice = facts["choice"]
+    told = ""
+    if choice["accuracy"] is not None:
+        told = f" (accuracy {choice['accuracy']:.3f}{_spread(facts)})"
     return f"{choice['what']}{told}"
+
+
+def _spread(facts: dict[str, Any]) -> str:
+    """How far several seeds lie apart."""
+    results = facts.get("seed_results") or []
+    accuracies = [row["val_accuracy"] for row in results if row["val_accuracy"] is not None]
+    if len(results) < 2:
+        return ""
+    return f"; {len(accuracies)} seeds {min(accuracies):.3f} to {max(accuracies):.3f}"
 
 
 def _draw_curves(fitted: Fit, path: Path) -> None:
@@ -190,7 +223,14 @@ def _draw_curves(fitted: Fit, path: Path) -> None:
     facts = fitted.file.metadata["fit"]
     epochs, names = facts["history"], ("train_loss", "train_accuracy", "val_loss", "val_accuracy")
     history = {name: [epoch[name] for epoch in epochs if epoch[name] is not None] for name in names}
-    for note in training_curves_png(path, {**history, "best_epoch": facts["best_epoch"] - 1}):
+    others: dict[str, dict[str, list[float]]] = {}  # learning rates not kept
+    for epoch in getattr(fitted.file.head, "lr_history_", []):
+        if epoch["lr"] != facts["lr"]:
+            curves = others.setdefault(f"lr {epoch['lr']:g}", {"val_loss": [], "val_accuracy": []})
+            for name, values in curves.items():
+                values.append(epoch[name])
+    best = {"best_epoch": facts["best_epoch"] - 1}
+    for note in training_curves_png(path, {**history, **best}, others=others):
         tell(note)
     tell(f"wrote {path}")
 

@@ -153,6 +153,9 @@ class LinearHead(NetworkHead):
             return LR_GRID
         return tuple(float(lr) for lr in np.atleast_1d(self.lr))
 
+    def _candidate(self) -> str:
+        return f"lr {self.lr_:g}, " if len(self.lr_results_) > 1 else ""
+
     def _record(self, trained: Trained) -> None:
         self.lr_ = trained.best.lr
         self.lr_results_ = [{"lr": one.lr, **one.result()} for one in trained.candidates]

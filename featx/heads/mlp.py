@@ -119,6 +119,9 @@ class MLPHead(NetworkHead):
             precision=precision,
         )
 
+    def _candidate(self) -> str:
+        return f"seed {self.seed_}, " if len(self.seed_results_) > 1 else ""
+
     def _record(self, trained: Trained) -> None:
         self.seed_ = trained.best.seed
         self.seed_results_ = [{"seed": one.seed, **one.result()} for one in trained.candidates]

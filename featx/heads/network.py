@@ -109,7 +109,11 @@ class NetworkHead(Head):
         else:
             on = "nothing: the last epoch is kept"
         accuracy = self.history_[self.best_epoch_ - 1]["val_accuracy"]
-        return Choice(f"epoch {self.best_epoch_}", on, accuracy)
+        return Choice(f"{self._candidate()}epoch {self.best_epoch_}", on, accuracy)
+
+    def _candidate(self) -> str:
+        """Which of several networks was kept, in words; empty where there was but one."""
+        return ""
 
     def _set_aside(
         self, rows: TrainingRows, groups: Any, n_networks: int

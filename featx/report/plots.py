@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
@@ -191,6 +192,7 @@ def training_curves_png(
     path: str | os.PathLike[str],
     history: Mapping[str, Any],
     *,
+    others: Mapping[str, Mapping[str, Sequence[float]]] | None = None,
     title: str = "Training of the head",
 ) -> tuple[str, ...]:
     """Draw loss and accuracy per epoch, on the training and the validation images.
@@ -203,6 +205,9 @@ def training_curves_png(
         "train_loss", "train_accuracy", "val_loss" and "val_accuracy": a float per epoch each,
         accuracies 0 to 1; the validation lists may be empty. "best_epoch": the index of the epoch
         whose weights were kept, from 0, or absent. The plot counts epochs from 1.
+    others
+        "val_loss" and "val_accuracy" of networks that were not kept, by their names: thin lines
+        from dark to light in the order given.
     title
         A line above the plot.
 
@@ -223,7 +228,11 @@ def training_curves_png(
     figure.suptitle(fonts.shown(title), **text_style(fonts, 12.0))
     epochs = np.arange(1, len(curves["train_loss"]) + 1)
     marker = "o" if len(epochs) <= 30 else None
+    thin = list((others or {}).items())
     for axes, what in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
+        for i, (_, curve) in enumerate(thin):
+            values, shade = curve[f"val_{what}"], colormaps[_COLOUR_MAP](i / len(thin))
+            axes.plot(np.arange(1, len(values) + 1), values, color=shade, lw=0.8)
         for part, colour in (("train", TRAIN_COLOUR), ("val", VAL_COLOUR)):
             values = curves[f"{part}_{what}"]
             name = "training" if part == "train" else "validation"
@@ -252,5 +261,12 @@ def training_curves_png(
         axes.legend(frameon=False, prop=fonts.properties(9.0), loc="best")
         if what == "accuracy":
             axes.set_ylim(top=1.02)
+        elif thin:
+            axes.set_yscale("log")  # networks that were not kept may be far off
+    if thin:
+        lines = figure.axes[0].lines[: len(thin)]
+        names = [f"validation, {name}" for name, _ in thin]
+        style = {"frameon": False, "prop": fonts.properties(7.0)}
+        figure.legend(lines, names, loc="outside right upper", **style)
     save_png(figure, Path(path))
     return (fonts.warning,) if fonts.warning else ()
