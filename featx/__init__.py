@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from featx.benching import bench as bench
     from featx.cache import verify as verify
     from featx.comparing import compare as compare
+    from featx.comparing import fit_heads as fit_heads
     from featx.comparing import leaderboard as leaderboard
     from featx.cross_validation import cross_validate as cross_validate
     from featx.cut import list_cuts as list_cuts
@@ -25,7 +26,9 @@ if TYPE_CHECKING:
     from featx.featureset import FeatureSet as FeatureSet
     from featx.featureset import load as load
     from featx.few_shot import learning_curve as learning_curve
+    from featx.finalising import fit_final as fit_final
     from featx.fitting import fit_head as fit_head
+    from featx.fitting import fit_like as fit_like
     from featx.prediction import predict as predict
     from featx.repairing import repair as repair
 
@@ -38,7 +41,10 @@ _HOME: Final = {
     "evaluate": "featx.evaluation",
     "extract": "featx.extraction",
     "extract_many": "featx.extraction",
+    "fit_final": "featx.finalising",
     "fit_head": "featx.fitting",
+    "fit_heads": "featx.comparing",
+    "fit_like": "featx.fitting",
     "leaderboard": "featx.comparing",
     "learning_curve": "featx.few_shot",
     "list_cuts": "featx.cut",

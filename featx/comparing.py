@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -14,9 +14,9 @@ from featx.comparison import Difference, compare_accuracies
 from featx.errors import CacheError, FeatxError, HeadError, InputError
 from featx.evaluation import Evaluation, evaluate
 from featx.featureset import load_intact
-from featx.fitting import fit_head
-from featx.heads.cached import load_recorded
-from featx.heads.file import HeadFile
+from featx.fitting import Fit, fit_head
+from featx.heads.cached import is_final, load_recorded
+from featx.heads.file import HEADS, HeadFile
 from featx.images import display_names
 from featx.metrics import Report, score
 from featx.workspace import newest_first
@@ -147,6 +147,42 @@ def compare(
     return _compared([_tested(head) for head in heads], bootstrap, seed)
 
 
+def fit_heads(
+    cache: str | os.PathLike[str] | None = None,
+    *,
+    kinds: Sequence[str] = tuple(HEADS),
+    bootstrap: int = 1000,
+    seed: int = 0,
+    advance: Callable[[Fit], None] | None = None,
+    **keywords: Any,
+) -> tuple[tuple[Fit, ...], Comparison]:
+    """Fit a head of every kind on one split, and rank them on the held-out images.
+
+    Parameters
+    ----------
+    cache : a finished cache; the newest in `cache_dir` if none is named.
+    kinds : of heads, with their default parameters; two at least.
+    bootstrap : draws for the intervals; 0 for none.
+    seed : of the split, where the folder has none of its own, of the heads, and of the draws.
+    advance : called with each head once it is fitted.
+    **keywords : as of `fit_head`: test_fraction, group, device, cache_dir, force.
+
+    Returns
+    -------
+    The fits in the order of `kinds`, and their comparison.
+    """
+    if len(kinds) < 2:
+        raise InputError(f"fit_heads takes at least two kinds of head, got {len(kinds)}")
+    fits = []
+    for kind in kinds:
+        fit = fit_head(cache, head=kind, seed=seed, **keywords)
+        cache = fit.features.path  # the newest may be another by now
+        fits.append(fit)
+        if advance is not None:
+            advance(fit)
+    return tuple(fits), compare([fit.path for fit in fits], bootstrap=bootstrap, seed=seed)
+
+
 def leaderboard(
     folder: str | os.PathLike[str] = "cache", *, bootstrap: int = 1000, seed: int = 0
 ) -> Leaderboard:
@@ -220,9 +256,12 @@ def _head_of(path: Path) -> Path:
     features = load_intact(path)
     for candidate in newest_first(path.parent, "*.safetensors"):
         try:
-            recorded = load_recorded(candidate).metadata["cache"]
+            file = load_recorded(candidate)
+            if is_final(file):
+                continue
         except HeadError:
             continue  # some other file: not the one looked for
+        recorded = file.metadata["cache"]
         if (recorded["file"], recorded["fingerprint"]) == (path.name, features.fingerprint):
             return candidate
     return fit_head(path).path

@@ -15,6 +15,7 @@ from featx.devices import resolve_device
 from featx.errors import InputError
 from featx.featureset import FeatureSet, load_intact
 from featx.grouping import Grouping, group_images
+from featx.heads.base import Head
 from featx.heads.making import make_head
 from featx.images import display_names
 from featx.metrics import Estimate, Report, score
@@ -199,17 +200,15 @@ def cross_validate(
     return _summary(features, rows, grouping, folds, y_pred, head, params, cv, repeats, seed)
 
 
-def _fit(estimator: Any, features: FeatureSet, rows: np.ndarray, groups: np.ndarray) -> None:
+def _fit(estimator: Head, features: FeatureSet, rows: np.ndarray, groups: np.ndarray) -> None:
     known = {"groups": groups} if (groups >= 0).any() else {}
     estimator.fit(features.X[rows], features.y[rows], **known)
 
 
-def _chosen(estimator: Any) -> str:
+def _chosen(estimator: Head) -> str:
     """What a fit chose, in words; empty where there was nothing to choose."""
-    if getattr(estimator, "C", 0) is None:
-        return f"C {estimator.C_:g}"
-    epoch = getattr(estimator, "best_epoch_", None)
-    return "" if epoch is None else f"epoch {epoch}"
+    choice = estimator.choice()
+    return "" if choice.on.startswith("nothing") else choice.what
 
 
 def _summary(

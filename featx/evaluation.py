@@ -14,14 +14,16 @@ from featx.featureset import FeatureSet, load_intact
 from featx.heads.cached import (
     check_fits,
     classes_known,
+    is_final,
     load_recorded,
     newest_fitting_head,
+    newest_measurable_head,
     probabilities,
 )
 from featx.heads.file import HeadFile
 from featx.images import display_names
 from featx.metrics import Report, score
-from featx.workspace import cache_of_head, newest_head
+from featx.workspace import cache_of_head
 
 On = Literal["held-out", "all"]
 
@@ -93,7 +95,8 @@ def evaluate(
     cache : the cache to test on; the one the head was fitted on if none is named. Another one
         (an external test) needs features of the same backbone, cut and transform; its classes are
         matched by name.
-    head : a head file; if none is named the newest that fits, beside `cache` or in `cache_dir`.
+    head : a head file; if none is named the newest that fits and is not final, beside `cache` or
+        in `cache_dir`.
     on : ``held-out`` tests on the head's held-out rows in its own cache and on all rows of
         another; ``all`` on every labelled row of either.
     include_trained : test also on images that were trained on. The figures are then no measure of
@@ -106,11 +109,14 @@ def evaluate(
     HeadError, CacheError
         A file that cannot be used, or a cache that does not fit the head.
     InputError
-        Not one image is left to test on, or `on` is neither of the two.
+        Not one image is left to test on, as of a head that was fitted on all of them; or `on` is
+        neither of the two.
     """
     if on not in ("held-out", "all"):
         raise InputError(f"on must be 'held-out' or 'all', got {on!r}")
     file, features = _open(cache, head, cache_dir)
+    if include_trained and is_final(file):
+        raise InputError(f"{_measured_before(file)}; leave --include-trained away")
     rows, tested_on = _candidates(file, features, on)
     trained = _contains(features.sha256[rows], file, ("train", "val"))
     if include_trained:
@@ -123,6 +129,10 @@ def evaluate(
         for label in np.unique(features.y[rows[y_true < 0]])
     }
     rows, y_true = rows[y_true >= 0], y_true[y_true >= 0]
+    if not len(rows) and is_final(file):
+        raise InputError(
+            f"{_measured_before(file)}, and {features.path} has no others: test it on new images"
+        )
     if not len(rows):
         raise InputError(
             f"no image of {features.path} is left to test {file.path} on: {int(trained.sum())} "
@@ -166,8 +176,8 @@ def _open(
     if head is None and cache is not None:
         features = load_intact(cache)
         return newest_fitting_head(features), features
-    head_path = Path(head) if head is not None else newest_head(cache_dir)
-    file = load_recorded(head_path)
+    file = load_recorded(head) if head is not None else newest_measurable_head(cache_dir)
+    head_path = file.path
     recorded = file.metadata["cache"]
     features = load_intact(cache if cache is not None else cache_of_head(recorded, head_path))
     check_fits(file, features)
@@ -178,6 +188,8 @@ def _candidates(file: HeadFile, features: FeatureSet, on: On) -> tuple[np.ndarra
     """Labelled rows to test on, before those that were trained on are taken out."""
     labelled = features.y >= 0
     name = file.metadata["split"]["held_out_name"]
+    if is_final(file) and _is_own(file, features):
+        return np.flatnonzero(labelled), "images that came after it was fitted on all there were"
     if on == "held-out" and _is_own(file, features):
         coded = labelled & (features.split == name)
         if coded.any():
@@ -185,6 +197,20 @@ def _candidates(file: HeadFile, features: FeatureSet, on: On) -> tuple[np.ndarra
         held_out = labelled & _contains(features.sha256, file, ("held_out",))
         return np.flatnonzero(held_out), f"{name} images"
     return np.flatnonzero(labelled), "all labelled images"
+
+
+def _measured_before(file: HeadFile) -> str:
+    """What a head that was fitted on all images was measured at before that."""
+    report = file.metadata["final"]["report"]
+    accuracy = report["accuracy"]
+    interval = (
+        "" if accuracy["low"] is None else f", {accuracy['low']:.3f} to {accuracy['high']:.3f}"
+    )
+    return (
+        f"{file.path} was fitted on all labelled images, so nothing it was fitted on can measure "
+        f"it; the same settings had an accuracy of {accuracy['value']:.3f}{interval} on "
+        f"{report['n']:,} {report['tested_on']} before that"
+    )
 
 
 def _is_own(file: HeadFile, features: FeatureSet) -> bool:

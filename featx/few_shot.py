@@ -15,6 +15,7 @@ import numpy.typing as npt
 from featx.devices import resolve_device
 from featx.errors import InputError
 from featx.featureset import FeatureSet, load_intact
+from featx.grouping import group_images
 from featx.heads.making import make_head
 from featx.metrics import Estimate
 from featx.splits import Split, make_split
@@ -101,6 +102,7 @@ def learning_curve(
     repeats: int = 10,
     seed: int = 0,
     test_fraction: float = 0.2,
+    group: str | None = None,
     device: str = "auto",
     cache_dir: str | os.PathLike[str] = "cache",
     advance: Callable[[int, int], None] | None = None,
@@ -125,6 +127,7 @@ def learning_curve(
     repeats : how often they are drawn.
     seed : of the split, where the folder has none of its own, of the draws, and of the heads.
     test_fraction : held out, where the folder has no split of its own.
+    group : which images belong together, as for `fit_head`.
     device : where to fit.
     advance : called after each fit with the number of fits done and of all.
     **params : of the head.
@@ -142,10 +145,11 @@ def learning_curve(
     """
     wanted = _checked(shots, repeats)
     features = load_intact(cache if cache is not None else newest_cache(cache_dir))
+    grouping = group_images(features, group)
     split = make_split(
         features.y,
         features.split_codes,
-        groups=features.groups,
+        groups=grouping.groups,
         seed=seed,
         test_fraction=test_fraction,
     )
@@ -163,7 +167,7 @@ def learning_curve(
         estimator = _few_shot_head(head, params, device, seed + max(repeat, 0), features, rows)
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            _fit(estimator, features, rows)
+            _fit(estimator, features, rows, grouping.groups)
         for warning in caught:
             heard.setdefault(warning.category, []).append(str(warning.message))
         rights.setdefault(shot if repeat >= 0 else 0, []).append(
@@ -228,9 +232,8 @@ def _few_shot_head(
     return estimator
 
 
-def _fit(estimator: Any, features: FeatureSet, rows: IntArray) -> None:
-    groups = features.groups[rows]
-    known = {"groups": groups} if (groups >= 0).any() else {}
+def _fit(estimator: Any, features: FeatureSet, rows: IntArray, groups: IntArray) -> None:
+    known = {"groups": groups[rows]} if (groups[rows] >= 0).any() else {}
     estimator.fit(features.X[rows], features.y[rows], **known)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,14 +16,17 @@ import numpy as np
 from featx.cache import canonical_json
 from featx.devices import resolve_device
 from featx.errors import HeadError, InputError
-from featx.featureset import FeatureSet, load_intact
+from featx.featureset import FeatureSet, load, load_intact
+from featx.grouping import group_images
 from featx.heads.base import Choice, Head
+from featx.heads.cached import load_recorded
 from featx.heads.file import HeadFile, load_head, save_head
 from featx.heads.making import make_head
 from featx.splits import Split, make_split
 from featx.workspace import newest_cache
 
 _DEFAULT_FRACTION: Final = 0.2  # held out, where the images have no split of their own
+_SHOWN: Final = 24  # characters of a grouping rule in a file's name
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,7 @@ def fit_head(
     force: bool = False,
     seed: int = 0,
     test_fraction: float | None = None,
+    group: str | None = None,
     device: str = "auto",
     cache_dir: str | os.PathLike[str] = "cache",
     **params: Any,
@@ -71,6 +76,8 @@ def fit_head(
     force : replace a head of other settings that has this name.
     seed : of the split, where the folder has none of its own, and of the head.
     test_fraction : share of images held out, where the folder has no split of its own; 0.2.
+    group : which images belong together, see `featx.grouping.group_images`: they are never parted,
+        neither by a split that is made here, nor where choices are made by cross-validation.
     device : where to fit: ``auto``, ``cpu``, ``cuda``, ``cuda:N``, ``mps``.
     **params : parameters of the head, as `C` or `hidden`; see `featx.heads`.
 
@@ -92,8 +99,9 @@ def fit_head(
     estimator = make_head(head, params, device=resolve_device(device).name, seed=seed)
     features = load_intact(cache if cache is not None else newest_cache(cache_dir))
     fraction = _DEFAULT_FRACTION if test_fraction is None else test_fraction
+    grouping = group_images(features, group)
     split = make_split(
-        features.y, features.split_codes, groups=features.groups, seed=seed, test_fraction=fraction
+        features.y, features.split_codes, groups=grouping.groups, seed=seed, test_fraction=fraction
     )
     if test_fraction is not None and len(set(features.split.tolist()) - {""}) > 1:
         raise InputError(
@@ -101,23 +109,97 @@ def fit_head(
             "leave --test-fraction away"
         )
     _check_classes(features, split)
-    _fit(estimator, features, split)
+    _fit(estimator, features, split, grouping.groups)
     settings = {
         "head": head,
         "params": _plain(params),
         "seed": seed,
         "test_fraction": fraction,
-        "data": _data_digest(features, split),
+        **({} if group is None else {"group": group}),
+        "data": _data_digest(features, split, grouping.groups),
     }
+    metadata = describe(features, split, settings, estimator, groups=grouping.source)
     path = (
         Path(out) if out else features.path.with_suffix(f".{_name(head, params, seed, settings)}")
     )
-    path, replaced = _free_path(path, settings, force=force)
+    return keep(path, estimator, features, split, metadata, force=force)
+
+
+def fit_like(
+    head: str | os.PathLike[str],
+    cache: str | os.PathLike[str] | None = None,
+    *,
+    out: str | os.PathLike[str] | None = None,
+    force: bool = False,
+    device: str = "auto",
+    cache_dir: str | os.PathLike[str] = "cache",
+) -> Fit:
+    """Fit on another cache as a head was fitted: its kind, parameters, seed, fraction and groups.
+
+    Parameters that were left to their defaults keep the values they had then, whatever the
+    defaults of this version. On a cache of the same images the split is the same as well.
+
+    Parameters
+    ----------
+    head : the head file to repeat.
+    cache, out, force, device, cache_dir : as of `fit_head`.
+
+    Raises
+    ------
+    HeadError
+        No usable head, or one that does not say how it was fitted.
+    CacheError, InputError
+        As `fit_head`.
+    """
+    file = load_recorded(head)
+    settings = file.metadata.get("settings")
+    if not isinstance(settings, dict) or "seed" not in settings:
+        raise HeadError(f"{file.path} does not say how it was fitted: fit it again")
+    defaults = type(file.head)().get_params()
+    params = {
+        name: value
+        for name, value in file.head.get_params().items()
+        if name not in ("device", "random_state") and value != defaults[name]
+    }
+    features = load(cache if cache is not None else newest_cache(cache_dir))  # checked below
+    own_split = len(set(features.split.tolist()) - {""}) > 1
+    return fit_head(
+        features.path,
+        head=file.kind,
+        out=out,
+        force=force,
+        seed=settings["seed"],
+        test_fraction=None if own_split else settings["test_fraction"],
+        group=settings.get("group"),
+        device=device,
+        **params,
+    )
+
+
+def keep(
+    path: Path,
+    estimator: Head,
+    features: FeatureSet,
+    split: Split,
+    metadata: Mapping[str, Any],
+    *,
+    force: bool,
+) -> Fit:
+    """Write a fitted head, at `path` or at a numbered name beside it, and read it back.
+
+    Parameters
+    ----------
+    path : where it would lie.
+    estimator, features, split : what was fitted, on which rows of what.
+    metadata : of `describe`.
+    force : replace a head of other settings that lies there.
+    """
+    path, replaced = _free_path(path, metadata["settings"], force=force)
     save_head(
         path,
         estimator,
         classes=tuple(features.classes[label] for label in estimator.classes_),
-        metadata=_metadata(features, split, settings, estimator),
+        metadata=metadata,
         split={
             "train": features.sha256[split.train],
             "val": features.sha256[split.val],
@@ -127,14 +209,13 @@ def fit_head(
     return Fit(path, load_head(path), split, features, replaced)
 
 
-def _fit(estimator: Any, features: FeatureSet, split: Split) -> None:
+def _fit(estimator: Any, features: FeatureSet, split: Split, groups: np.ndarray) -> None:
     """Fit on the training rows; validation rows only serve to choose."""
     rows = {"X": features.X[split.train], "y": features.y[split.train]}
     if len(split.val):
         rows |= {"X_val": features.X[split.val], "y_val": features.y[split.val]}
-    groups = features.groups[split.train]
-    if (groups >= 0).any():
-        rows["groups"] = groups
+    if (groups[split.train] >= 0).any():
+        rows["groups"] = groups[split.train]
     estimator.fit(**rows)
 
 
@@ -148,10 +229,22 @@ def _check_classes(features: FeatureSet, split: Split) -> None:
         )
 
 
-def _metadata(
-    features: FeatureSet, split: Split, settings: Mapping[str, Any], estimator: Head
+def describe(
+    features: FeatureSet,
+    split: Split,
+    settings: Mapping[str, Any],
+    estimator: Head,
+    *,
+    groups: str,
 ) -> dict[str, Any]:
-    """All that a report, a prediction or a repetition needs to know, as JSON."""
+    """All that a report, a prediction or a repetition needs to know, as JSON.
+
+    Parameters
+    ----------
+    features, split, estimator : what was fitted, on which rows of what.
+    settings : what was asked for.
+    groups : which images were kept together, in words.
+    """
     import sklearn
     import torch
 
@@ -176,6 +269,7 @@ def _metadata(
             "held_out": len(split.held_out),
             "unlabelled": split.unlabelled,
             "left_out": split.left_out,
+            "groups": groups,
             "train_counts": [int(counts[label]) for label in estimator.classes_],
         },
         "fit": _plain(_fit_facts(estimator, choice)),
@@ -214,13 +308,15 @@ def _version() -> str:
     return __version__
 
 
-def _data_digest(features: FeatureSet, split: Split) -> str:
-    """Changes when an image, a label, the split or the spec of the features changes."""
+def _data_digest(features: FeatureSet, split: Split, groups: np.ndarray) -> str:
+    """Changes when an image, a label, a group, the split or the features' spec changes."""
     digest = hashlib.sha256(features.fingerprint.encode())
     for rows in (split.train, split.val, split.held_out):
         digest.update(len(rows).to_bytes(8, "little"))
         digest.update(features.sha256[rows].tobytes())
         digest.update(features.y[rows].astype("<i8").tobytes())
+        if groups is not features.groups:  # not those of the cache
+            digest.update(groups[rows].astype("<i8").tobytes())
     digest.update("\0".join(features.classes).encode("utf-8", "surrogateescape"))
     return digest.hexdigest()
 
@@ -232,6 +328,8 @@ def _name(head: str, params: Mapping[str, Any], seed: int, settings: Mapping[str
         extras["seed"] = str(seed)
     if settings["test_fraction"] != _DEFAULT_FRACTION:
         extras["test"] = f"{settings['test_fraction']:g}"
+    if settings.get("group"):
+        extras["group"] = re.sub(r"[^\w.-]+", "_", settings["group"].rpartition("/")[2])[:_SHOWN]
     return head + "".join(f"+{key}={value}" for key, value in extras.items()) + ".safetensors"
 
 

@@ -11,10 +11,11 @@ from synthetic import SPEC, write_cache
 from typer.testing import CliRunner
 
 from featx.cli import app
-from featx.comparing import compare, leaderboard
+from featx.comparing import compare, fit_heads, leaderboard
 from featx.errors import CacheError, HeadError, InputError
 from featx.evaluation import evaluate
 from featx.fitting import fit_head
+from featx.heads import HEADS
 
 OTHER = {**SPEC, "backbone": "resnet18"}
 
@@ -146,3 +147,39 @@ def test_without_names_all_heads_of_the_folder_are_ranked(tmp_path: Path) -> Non
     assert "no head was fitted on it" in stderr
     code, stdout, _ = run("compare", tmp_path, "--json")
     assert len(json.loads(stdout)["comparisons"][0]["heads"]) == 2
+
+
+def test_every_head_is_fitted_on_one_split_and_ranked(tmp_path: Path) -> None:
+    path = write_cache(tmp_path / "a.h5", spread=1.5)
+    told = []
+    fits, found = fit_heads(path, device="cpu", advance=lambda fit: told.append(fit.path), seed=2)
+    assert [fit.file.kind for fit in fits] == list(HEADS)
+    assert told == [fit.path for fit in fits]
+    assert {entry.kind for entry in found.entries} == set(HEADS)
+    assert found.n == 12
+    accuracies = [entry.report.accuracy.value for entry in found.entries]
+    assert accuracies == sorted(accuracies, reverse=True)
+    code, stdout, stderr = run("fit-head", path, "--head", "all", "--seed", 2, "--device", "cpu")
+    assert code == 0, stderr
+    rows = [line.split()[0] for line in stdout.splitlines() if line.startswith("a.")]
+    assert rows == [entry.name for entry in found.entries]
+    assert "chosen on 5-fold cross-validation" in stderr
+    code, _, stderr = run("fit-head", path, "--head", "all", "--C", 1)
+    assert code == 2
+    assert "leave its options away" in stderr
+    with pytest.raises(InputError, match="at least two kinds"):
+        fit_heads(path, kinds=["ridge"])
+
+
+def test_like_and_shots_take_no_other_settings(tmp_path: Path) -> None:
+    path = write_cache(tmp_path / "a.h5")
+    head = fit_head(path, seed=1).path
+    code, stdout, _ = run("fit-head", path, "--like", head, "--json")
+    assert code == 0
+    assert json.loads(stdout)["settings"]["seed"] == 1
+    code, _, stderr = run("fit-head", path, "--like", head, "--C", 1)
+    assert code == 2
+    assert "leave the others away" in stderr
+    code, _, stderr = run("fit-head", path, "--shots", "1", "--final")
+    assert code == 2
+    assert "writes no head" in stderr

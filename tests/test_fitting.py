@@ -9,12 +9,12 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
-from synthetic import CLASSES, write_cache
+from synthetic import CLASSES, SPEC, write_cache
 
 import featx
-from featx.errors import CacheError, InputError
-from featx.fitting import fit_head
-from featx.heads import HEADS, load_head
+from featx.errors import CacheError, HeadError, InputError
+from featx.fitting import fit_head, fit_like
+from featx.heads import HEADS, load_head, save_head
 
 
 def hashes(rows: np.ndarray) -> set[bytes]:
@@ -171,7 +171,7 @@ def test_every_head_records_what_it_chose_and_how_well_that_did(
     split = np.array(codes, np.uint8)[np.arange(60) % len(codes)]
     metadata = fit_head(write_cache(tmp_path / "a.h5", split=split), head=head).file.metadata
     choice = metadata["fit"]["choice"]
-    assert set(choice) == {"what", "on", "accuracy"}
+    assert set(choice) == {"what", "on", "accuracy", "params"}
     assert choice["what"]
     assert choice["accuracy"] > 0.5  # of three classes
     assert choice["on"] == metadata["split"]["chosen_on"]
@@ -222,3 +222,59 @@ def test_images_outside_the_given_split_are_counted(tmp_path: Path) -> None:
     split = np.array([1, 1, 1, 3, 0], np.uint8)[np.arange(60) % 5]
     file = fit_head(write_cache(tmp_path / "a.h5", split=split)).file
     assert file.metadata["split"]["left_out"] == 12
+
+
+def test_groups_by_a_rule_are_never_parted_and_recorded(tmp_path: Path) -> None:
+    root = tmp_path / "birds"
+    root.mkdir()
+    path = write_cache(tmp_path / "a.h5", n=60, root=str(root), spread=2.0)
+    paths = featx.load(path).paths
+    nest = {name: i // 4 for i, name in enumerate(paths)}
+    (root / "nests.csv").write_text(
+        "\n".join(["path,nest", *(f"{name},{number}" for name, number in nest.items())])
+    )
+    fit = fit_head(path, group="nest")
+    assert fit.path.name == "a.logistic+group=nest.safetensors"
+    parts = [{nest[paths[row]] for row in rows} for rows in (fit.split.train, fit.split.held_out)]
+    assert not parts[0] & parts[1]
+    assert fit.file.metadata["split"]["groups"] == "15 groups by 'nest' of nests.csv"
+    assert fit.file.metadata["settings"]["group"] == "nest"
+    plain = fit_head(path)
+    both = [
+        {nest[paths[row]] for row in rows} for rows in (plain.split.train, plain.split.held_out)
+    ]
+    assert both[0] & both[1]  # without the rule they are parted
+
+
+@pytest.mark.parametrize("kind", HEADS)
+def test_a_fit_is_repeated_on_another_cache(tmp_path: Path, kind: str) -> None:
+    first = write_cache(tmp_path / "a.h5", spread=2.0)
+    second = write_cache(tmp_path / "b.h5", spread=2.0, spec={**SPEC, "backbone": "resnet18"})
+    made = fit_head(first, head=kind, seed=3, test_fraction=0.3, standardise=False, device="cpu")
+    again = fit_like(made.path, second, device="cpu")
+    expected = fit_head(
+        second, head=kind, seed=3, test_fraction=0.3, standardise=False, device="cpu"
+    )
+    assert again.path == expected.path
+    assert expected.replaced
+    assert np.array_equal(again.file.split["train"], made.file.split["train"])
+    assert again.file.head.get_params() == made.file.head.get_params()
+
+
+def test_a_repeated_fit_keeps_what_were_the_defaults_then(tmp_path: Path) -> None:
+    path = write_cache(tmp_path / "a.h5")
+    made = fit_head(path, head="mlp", epochs=3, device="cpu")
+    file = load_head(made.path)
+    older = file.head.set_params(batch_size=7)  # as if it had been the default
+    save_head(made.path, older, classes=file.classes, metadata=file.metadata, split=file.split)
+    assert "batch_size" not in file.metadata["settings"]["params"]
+    again = fit_like(made.path, path, out=tmp_path / "again.safetensors", device="cpu")
+    assert again.file.head.batch_size == 7
+
+
+def test_a_head_that_does_not_say_how_it_was_fitted_is_not_repeated(tmp_path: Path) -> None:
+    made = fit_head(write_cache(tmp_path / "a.h5"))
+    metadata = {k: v for k, v in made.file.metadata.items() if k != "settings"}
+    save_head(made.path, made.file.head, classes=CLASSES, metadata=metadata)
+    with pytest.raises(HeadError, match="does not say how it was fitted"):
+        fit_like(made.path, made.features.path)

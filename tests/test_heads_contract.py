@@ -206,7 +206,7 @@ def test_a_bad_common_parameter_is_told_in_one_sentence(head, name, value, messa
         (LinearHead(epochs=0), "epochs must be a whole number above 0, got 0"),
         (LinearHead(batch_size=True), "batch_size must be a whole number above 0, got True"),
         (LinearHead(label_smoothing=1), "label_smoothing must be 0 to below 1"),
-        (LinearHead(validation_fraction=0.9), "validation_fraction must be a fraction above 0"),
+        (LinearHead(validation_fraction=0.9), "validation_fraction must be a fraction from 0"),
         (LinearHead(precision="int8"), "precision must be fp32, tf32, bf16, fp16 or None"),
         (MLPHead(lr=(0.1, 0.2)), "lr must be a number above 0"),
         (MLPHead(n_seeds=0), "n_seeds must be a whole number above 0, got 0"),

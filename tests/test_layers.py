@@ -70,7 +70,7 @@ SHELVES: tuple[frozenset[str], ...] = tuple(
                 "extractor",
                 "stopwatch",
             },
-            {"repairing", "benching", "comparing"},
+            {"repairing", "benching", "comparing", "finalising"},
             {"report"},
             {"cli"},
             {"__main__", "__init__"},

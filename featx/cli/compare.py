@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -13,6 +13,7 @@ from featx.cli.output import command, out, print_json, table, tell
 if TYPE_CHECKING:
     from featx.comparing import Comparison, Leaderboard
     from featx.comparison import Difference
+    from featx.fitting import Fit
     from featx.metrics import Estimate
 
 
@@ -52,6 +53,25 @@ def compare(
     if json_output:
         print_json(found.to_dict())
         return
+    _print_comparison(found)
+    _tell_use(found)
+
+
+def fit_all(cache: Path | None, *, json_output: bool, **keywords: Any) -> None:
+    """`featx fit-head --head all`: every head on one split, ranked."""
+    from featx.comparing import fit_heads
+
+    def advance(fit: Fit) -> None:
+        choice = fit.file.metadata["fit"]["choice"]
+        tell(f"{fit.path.name}: {choice['what']}, chosen on {choice['on']}")
+
+    fits, found = fit_heads(cache, advance=advance, **keywords)
+    if json_output:
+        print_json(found.to_dict())
+        return
+    for note in fits[0].split.notes:
+        tell(note)
+    tell(f"split: {fits[0].split.source}")
     _print_comparison(found)
     _tell_use(found)
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from featx.cli.compare import fit_all
 from featx.cli.cross_validation import cross_validation
 from featx.cli.few_shot import few_shot
 from featx.cli.options import CacheDir, Device, Json, Precision, Seed, given, numbers
@@ -23,13 +24,32 @@ def fit_head(
     cache: Annotated[
         Path | None, typer.Argument(help="A cache; the newest in --cache-dir if none is named.")
     ] = None,
-    head: Annotated[str, typer.Option(help="logistic, linear, mlp or ridge.")] = "logistic",
+    head: Annotated[
+        str, typer.Option(help="logistic, linear, mlp or ridge; all fits and ranks every one.")
+    ] = "logistic",
     out_file: Annotated[
         Path | None, typer.Option("--out", help="The head file, instead of the default name.")
     ] = None,
     force: Annotated[
         bool, typer.Option(help="Replace a head of other settings that has this name.")
     ] = False,
+    like: Annotated[
+        Path | None, typer.Option(help="Repeat how this head was fitted, on another cache.")
+    ] = None,
+    final: Annotated[
+        bool,
+        typer.Option(
+            help="Then fit the chosen settings on all labelled images, into "
+            "NAME.final.safetensors, with the report of the head before."
+        ),
+    ] = False,
+    group: Annotated[
+        str | None,
+        typer.Option(
+            help="Images that are never parted: parent (folder), a column of a CSV in the image "
+            "folder, TABLE.csv:COLUMN, or a regular expression with one (pair)."
+        ),
+    ] = None,
     c: Annotated[
         float | None,
         typer.Option("--C", min=0, help="logistic: inverse regularisation; chosen if not given."),
@@ -112,15 +132,13 @@ def fit_head(
 ) -> None:
     """Fit a head on cached features; choices are made without looking at the held-out images."""
     from featx.fitting import fit_head as fit
+    from featx.fitting import fit_like
 
     sizes = numbers(hidden, "hidden")
-    common: dict[str, Any] = {
-        "head": head,
-        "seed": seed,
-        "device": device,
-        "cache_dir": cache_dir,
+    where: dict[str, Any] = {"device": device, "cache_dir": cache_dir}
+    common: dict[str, Any] = {"seed": seed, **given(test_fraction=test_fraction, group=group)}
+    params: dict[str, Any] = {
         **given(
-            test_fraction=test_fraction,
             C=c,
             class_weight=class_weight,
             max_iter=max_iter,
@@ -143,20 +161,36 @@ def fit_head(
         ),
     }
     if shots is not None:
-        if out_file is not None or force:
-            raise InputError("--shots writes no head: leave --out and --force away")
-        common |= given(repeats=repeats)
-        few_shot(cache, shots=shots, curves=curves, json_output=json_output, **common)
+        if out_file is not None or force or like or final or head == "all":
+            raise InputError("--shots writes no head: leave --out, --force, --like, --final away, "
+                             "and name one kind of head")  # fmt: skip
+        keywords = {**where, **common, **params, **given(repeats=repeats)}
+        few_shot(cache, head=head, shots=shots, curves=curves, json_output=json_output, **keywords)
         return
     if repeats is not None:
         raise InputError("--repeats goes with --shots")
+    if head == "all":
+        if params or out_file or like or final or curves:
+            raise InputError("--head all takes the defaults of every head: leave its options away")
+        fit_all(cache, force=force, json_output=json_output, **where, **common)
+        return
     if curves is not None and head not in ("linear", "mlp"):
         raise InputError(f"--curves needs a head with epochs (linear or mlp), not {head}")
-    fitted = fit(cache, out=out_file, force=force, **common)
+    if like is not None:
+        if params or group or test_fraction is not None or seed or head != "logistic":
+            raise InputError("--like repeats all settings of that head: leave the others away")
+        fitted = fit_like(like, cache, out=out_file, force=force, **where)
+    else:
+        fitted = fit(cache, head=head, out=out_file, force=force, **where, **common, **params)
     if curves is not None:
         _draw_curves(fitted, curves)
+    made = fitted
+    if final:
+        from featx.finalising import fit_final
+
+        made = fit_final(fitted.path, force=force, device=device)
     if json_output:
-        print_json({"head": str(fitted.path), **fitted.file.metadata})
+        print_json({"head": str(made.path), **made.file.metadata})
         return
     for note in fitted.split.notes:
         tell(note)
@@ -164,7 +198,20 @@ def fit_head(
         tell(f"left out: {fitted.split.unlabelled:,} images without a label")
     if fitted.split.left_out:
         tell(f"left out: {fitted.split.left_out:,} images outside the given split")
-    _print_fit(fitted)
+    _print_fit(fitted, is_last=not final)
+    if final:
+        _print_final(made)
+
+
+def _print_final(made: Fit) -> None:
+    report = made.file.metadata["final"]["report"]
+    accuracy = report["accuracy"]
+    tell(
+        f"the same settings on all {len(made.split.train):,} labelled images: {made.path}. What to "
+        f"say of it is what the head before had on {report['n']:,} {report['tested_on']}: accuracy "
+        f"{accuracy['value']:.3f} ({accuracy['low']:.3f} to {accuracy['high']:.3f}). Next: featx "
+        "predict"
+    )
 
 
 def _learning_rates(text: str | None) -> float | tuple[float, ...] | str | None:
@@ -174,7 +221,7 @@ def _learning_rates(text: str | None) -> float | tuple[float, ...] | str | None:
     return rates if len(rates) > 1 else rates[0]
 
 
-def _print_fit(fitted: Fit) -> None:
+def _print_fit(fitted: Fit, *, is_last: bool = True) -> None:
     metadata, split = fitted.file.metadata, fitted.split
     facts = metadata["fit"]
     shown = table(None, "head", "classes", "trained on", "chosen on", "held out", "chosen",
@@ -196,7 +243,7 @@ def _print_fit(fitted: Fit) -> None:
             f"{reached} to gradient norm {facts['gradient_norm']:.1e} "
             f"after {facts['n_iter']} iterations"
         )
-    tell(f"split: {split.source}. Next: featx evaluate")
+    tell(f"split: {split.source}.{' Next: featx evaluate' if is_last else ''}")
 
 
 def _chosen(facts: dict[str, Any]) -> str:

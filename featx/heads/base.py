@@ -46,6 +46,7 @@ class Choice(NamedTuple):
     what: str  # in words: "C 0.1", "epoch 12"
     on: str  # in words; begins with "nothing" where it was not chosen
     accuracy: float | None  # there, where it was measured
+    params: Mapping[str, Any]  # what to fit with to come to the same without choosing
 
 
 class Head(ClassifierMixin, BaseEstimator, ABC):

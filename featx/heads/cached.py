@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Final
 
 import numpy as np
@@ -65,6 +66,41 @@ def load_recorded(path: str | os.PathLike[str]) -> HeadFile:
     return file
 
 
+def is_final(file: HeadFile) -> bool:
+    """Whether a head was fitted on all labelled images, with the report of what it repeats.
+
+    Raises
+    ------
+    HeadError
+        It says so, but its report is missing or garbled.
+    """
+    if "final" not in file.metadata:
+        return False
+    final = file.metadata["final"]
+    report = final.get("report") if isinstance(final, dict) else None
+    accuracy = report.get("accuracy") if isinstance(report, dict) else None
+    if not isinstance(accuracy, dict) or not {"n", "tested_on"} <= set(report or {}):
+        raise HeadError(f"{file.path} has no report of what it was measured at: fit it again")
+    if not isinstance(accuracy.get("value"), float) or not {"low", "high"} <= set(accuracy):
+        raise HeadError(f"{file.path} has a garbled report of what it was measured at")
+    return True
+
+
+def newest_measurable_head(folder: str | os.PathLike[str]) -> HeadFile:
+    """The newest head in a folder that was not fitted on all labelled images.
+
+    Raises
+    ------
+    HeadError
+        There is none, or the newest file is no usable head.
+    """
+    for path in newest_first(Path(folder), "*.safetensors"):
+        file = load_recorded(path)
+        if not is_final(file):
+            return file
+    raise HeadError(f"there is no head in {folder}; fit one with `featx fit-head`")
+
+
 def check_fits(file: HeadFile, features: FeatureSet) -> None:
     """Refuse a cache whose features mean something else than those the head was fitted on."""
     ours, theirs = file.metadata["cache"]["spec"], features.spec
@@ -80,7 +116,7 @@ def check_fits(file: HeadFile, features: FeatureSet) -> None:
 
 
 def newest_fitting_head(features: FeatureSet) -> HeadFile:
-    """The newest head beside a cache that was fitted on features like its own.
+    """The newest head beside a cache that was fitted on features like its own, but not on all.
 
     Raises
     ------
@@ -91,6 +127,8 @@ def newest_fitting_head(features: FeatureSet) -> HeadFile:
         try:
             file = load_recorded(path)
             check_fits(file, features)
+            if is_final(file):
+                continue  # these images cannot measure it
         except HeadError:
             continue  # some other head: not the one looked for
         return file

@@ -52,7 +52,7 @@ class LinearHead(NetworkHead):
         Stop after so many epochs without a better one; None: run all.
     validation_fraction : float
         Share of the training rows set aside to choose the epoch, where `fit` gets no X_val. They
-        are not trained on, nor standardised by.
+        are not trained on, nor standardised by. 0: none, and the last epoch is kept.
     standardise : bool
     device : {"auto", "cpu", "cuda", "cuda:N", "mps"}
     precision : {None, "fp32", "tf32", "bf16", "fp16"}
@@ -153,8 +153,8 @@ class LinearHead(NetworkHead):
             return LR_GRID
         return tuple(float(lr) for lr in np.atleast_1d(self.lr))
 
-    def _candidate(self) -> str:
-        return f"lr {self.lr_:g}, " if len(self.lr_results_) > 1 else ""
+    def _candidate(self) -> tuple[str, dict[str, Any]]:
+        return f"lr {self.lr_:g}, " if len(self.lr_results_) > 1 else "", {"lr": self.lr_}
 
     def _record(self, trained: Trained) -> None:
         self.lr_ = trained.best.lr

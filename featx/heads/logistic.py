@@ -196,10 +196,10 @@ class LogisticHead(Head):
     def choice(self, n_val: int = 0) -> Choice:
         """C: given, or chosen on `n_val` validation rows or by cross-validation."""
         if self.C is not None or self.cv_results_ is None:
-            return Choice(f"C {self.C_:g}", "nothing: C was given", None)
+            return Choice(f"C {self.C_:g}", "nothing: C was given", None, {"C": self.C_})
         on = f"{n_val:,} val images" if n_val else f"{self.cv}-fold cross-validation"
         accuracy = self.cv_results_["accuracy"][self.cv_results_["C"].index(self.C_)]
-        return Choice(f"C {self.C_:g}", on, accuracy)
+        return Choice(f"C {self.C_:g}", on, accuracy, {"C": self.C_})
 
     def _keep(self, W: FloatArray, b: FloatArray, solution: Solution) -> None:
         if len(self.classes_) == 2:  # scikit-learn's one vector: the difference of the two

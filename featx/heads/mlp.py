@@ -119,8 +119,10 @@ class MLPHead(NetworkHead):
             precision=precision,
         )
 
-    def _candidate(self) -> str:
-        return f"seed {self.seed_}, " if len(self.seed_results_) > 1 else ""
+    def _candidate(self) -> tuple[str, dict[str, Any]]:
+        several = len(self.seed_results_) > 1
+        params = {"n_seeds": 1, "random_state": self.seed_}
+        return f"seed {self.seed_}, " if several else "", params
 
     def _record(self, trained: Trained) -> None:
         self.seed_ = trained.best.seed

@@ -109,19 +109,26 @@ class NetworkHead(Head):
         else:
             on = "nothing: the last epoch is kept"
         accuracy = self.history_[self.best_epoch_ - 1]["val_accuracy"]
-        return Choice(f"{self._candidate()}epoch {self.best_epoch_}", on, accuracy)
+        name, params = self._candidate()
+        params |= {"epochs": self.best_epoch_, "patience": None, "validation_fraction": 0.0}
+        return Choice(f"{name}epoch {self.best_epoch_}", on, accuracy, params)
 
-    def _candidate(self) -> str:
-        """Which of several networks was kept, in words; empty where there was but one."""
-        return ""
+    @abstractmethod
+    def _candidate(self) -> tuple[str, dict[str, Any]]:
+        """Which network was kept: in words (empty where there was but one), and as parameters."""
 
     def _set_aside(
         self, rows: TrainingRows, groups: Any, n_networks: int
     ) -> tuple[IntArray, IntArray]:
         """Rows to train on, and rows of X to choose the epoch on where none were given."""
         everything = np.arange(len(rows.y))
-        if rows.X_val is not None:
+        if rows.X_val is not None or (n_networks == 1 and not self.validation_fraction):
             return everything, everything[:0]
+        if not self.validation_fraction:
+            raise InputError(
+                f"validation_fraction is 0, so nothing can choose among {n_networks} networks: "
+                "give X_val and y_val, or train one"
+            )
         n_folds = max(2, round(1 / self.validation_fraction))
         try:
             return cross_validation_folds(
@@ -164,8 +171,8 @@ class NetworkHead(Head):
         require(
             "validation_fraction",
             self.validation_fraction,
-            lambda v: is_number(v) and 0 < v <= 0.5,
-            "a fraction above 0, at most 0.5",
+            lambda v: is_number(v) and 0 <= v <= 0.5,
+            "a fraction from 0 to 0.5",
         )
         require(
             "precision",

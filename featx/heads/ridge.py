@@ -160,16 +160,19 @@ class RidgeHead(Head):
             b = b + W @ ((self.mean_ - spectrum.centre) / self.scale_)
         if len(self.classes_) == 2:  # scikit-learn's one vector; the other is its negative
             W, b = W[1:], b[1:]
-        self.coef_, self.intercept_ = W, b
+        # laid out as a head file is read, so that both predict the same bits
+        self.coef_, self.intercept_ = np.ascontiguousarray(W), b
         return self
 
     def choice(self, n_val: int = 0) -> Choice:
         """Alpha: given, or chosen on `n_val` validation rows, by leave-one-out or by folds."""
         if self.cv_results_ is None:
-            return Choice(f"alpha {self.alpha_:g}", "nothing: alpha was given", None)
+            return Choice(
+                f"alpha {self.alpha_:g}", "nothing: alpha was given", None, {"alpha": self.alpha_}
+            )
         on = f"{n_val:,} val images" if n_val else self.chosen_on_
         accuracy = self.cv_results_["accuracy"][self.cv_results_["alpha"].index(self.alpha_)]
-        return Choice(f"alpha {self.alpha_:g}", on, accuracy)
+        return Choice(f"alpha {self.alpha_:g}", on, accuracy, {"alpha": self.alpha_})
 
     def _spectrum(
         self,
