@@ -89,6 +89,15 @@ def test_gradients_in_low_precision_are_near_and_do_not_overflow(dtype, close):
     assert (low - exact).norm() < close * exact.norm()
 
 
+@pytest.mark.parametrize("rate", [1e-4, 0.2, 0.5, 0.999])
+def test_the_share_that_dropout_keeps_is_what_was_asked_for_and_what_is_divided_by(rate):
+    dropout = Dropout(rate, generators(1))
+    masks = dropout.masks(torch.Size((1, 333, 3001)))
+    assert dropout.kept == pytest.approx(1 - rate, abs=2**-17)
+    assert (masks > 0).double().mean() == pytest.approx(dropout.kept, abs=0.002)
+    assert masks.max() == pytest.approx(1 / dropout.kept)
+
+
 def test_dropout_keeps_the_mean_and_each_network_draws_for_itself():
     masks = Dropout(0.3, generators(2)).masks(torch.Size((2, 10, 10_000)))
     assert masks.mean() == pytest.approx(1, abs=0.01)

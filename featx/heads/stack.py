@@ -88,7 +88,7 @@ class Stack:
             torch.sum(delta, dim=1, keepdim=True, out=self.bias_grads[i])
             if i:
                 delta = _product(delta, self.weights[i], dtype)
-                delta = delta.masked_fill_(inputs[i] <= 0, 0.0).div_(kept)
+                delta = delta.mul_(inputs[i].sign()).mul_(1 / kept)
         if not in_full:
             for gradient in (*self.weight_grads, *self.bias_grads):
                 gradient.mul_(fewer / b)
@@ -109,17 +109,25 @@ class Stack:
 
 
 class Dropout:
-    """Masks (Srivastava et al. 2014) that each network draws from a generator of its own."""
+    """Masks (Srivastava et al. 2014) that each network draws from a generator of its own.
+
+    The rate is taken to 1 / 65,536, so that 64 random bits serve four units; `kept` is the rest.
+    """
 
     def __init__(self, rate: float, generators: list[torch.Generator]) -> None:
-        self.kept, self.generators = 1 - rate, generators
+        self._least = round(rate * (1 << 16)) - (1 << 15)  # of the int16 whose unit is kept
+        self.kept = ((1 << 15) - self._least) / (1 << 16)
+        self.generators = generators
 
     def masks(self, shape: torch.Size) -> Tensor:
-        """(g, b, h): 0, or 1 / (1 - rate), so that the mean stays."""
-        masks = torch.empty(shape, device=self.generators[0].device)
-        for mask, generator in zip(masks, self.generators, strict=True):
-            mask.bernoulli_(self.kept, generator=generator)
-        return masks.div_(self.kept)
+        """(g, b, h): 0, or 1 / kept, so that the mean stays."""
+        n = shape[1] * shape[2]
+        device = self.generators[0].device
+        bits = torch.empty((len(self.generators), -(-n // 4)), dtype=torch.int64, device=device)
+        for row, generator in zip(bits, self.generators, strict=True):
+            row.random_(-(1 << 63), None, generator=generator)
+        kept = bits.view(torch.int16)[:, :n] >= self._least
+        return kept.view(shape).float().mul_(1 / self.kept)
 
 
 def cross_entropy(logits: Tensor, y: Tensor, label_smoothing: float) -> tuple[Tensor, Tensor]:

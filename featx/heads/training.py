@@ -151,11 +151,12 @@ def _train_epoch(
 ) -> list[list[float]]:
     """Go through all batches once: mean loss and accuracy of each network on the way."""
     dtype = _DTYPES.get(recipe.precision, torch.float32)
+    kept = 1.0 if masks is None else masks.kept
     losses, right, n = [], [], 0
     for x, y in batches:  # (b, d), (b,) or (g, b, d), (g, b)
         logits, inputs = stack.forward(x, dtype=dtype, dropout=masks)  # (g, b, k)
         loss, delta = cross_entropy(logits, y, recipe.label_smoothing)  # (g, b), (g, b, k)
-        stack.backward(inputs, delta, dtype=dtype, kept=1 - recipe.dropout)
+        stack.backward(inputs, delta, dtype=dtype, kept=kept)
         update.step(next(factors))
         losses.append(loss.sum(dim=1))
         right.append((logits.argmax(dim=2) == y).sum(dim=1))
