@@ -22,6 +22,7 @@ from featx.heads.base import Choice, Head
 from featx.heads.cached import load_recorded
 from featx.heads.file import HeadFile, load_head, save_head
 from featx.heads.making import make_head
+from featx.heads.network import NetworkHead
 from featx.splits import Split, make_split
 from featx.workspace import newest_cache
 
@@ -211,11 +212,15 @@ def keep(
 
 def _fit(estimator: Any, features: FeatureSet, split: Split, groups: np.ndarray) -> None:
     """Fit on the training rows; validation rows only serve to choose."""
-    rows = {"X": features.X[split.train], "y": features.y[split.train]}
+    groups = groups[split.train]
+    grouped = {"groups": groups} if (groups >= 0).any() else {}
+    if isinstance(estimator, NetworkHead):  # reads the rows of the memory map as it needs them
+        val_rows = split.val if len(split.val) else None
+        estimator.fit(features.X, features.y, rows=split.train, val_rows=val_rows, **grouped)
+        return
+    rows = {"X": features.X[split.train], "y": features.y[split.train], **grouped}
     if len(split.val):
         rows |= {"X_val": features.X[split.val], "y_val": features.y[split.val]}
-    if (groups[split.train] >= 0).any():
-        rows["groups"] = groups[split.train]
     estimator.fit(**rows)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from synthetic import CLASSES, SPEC, write_cache
 import featx
 from featx.errors import CacheError, HeadError, InputError
 from featx.fitting import fit_head, fit_like
-from featx.heads import HEADS, load_head, save_head
+from featx.heads import HEADS, LinearHead, load_head, save_head
 
 
 def hashes(rows: np.ndarray) -> set[bytes]:
@@ -82,6 +83,21 @@ def test_the_held_out_rows_are_never_looked_at(tmp_path: Path) -> None:
     for head in HEADS:
         a, b = fit_head(plain, head=head, device="cpu"), fit_head(wrong, head=head, device="cpu")
         assert np.array_equal(a.file.head.predict_proba(X), b.file.head.predict_proba(X)), head
+
+
+def test_a_network_is_trained_on_the_memory_map_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = []
+    fit = LinearHead.fit
+
+    def recording(self: LinearHead, X: np.ndarray, y: np.ndarray, **keywords: Any) -> LinearHead:
+        given.append(X)
+        return fit(self, X, y, **keywords)
+
+    monkeypatch.setattr(LinearHead, "fit", recording)
+    fitted = fit_head(write_cache(tmp_path / "a.h5"), head="linear", epochs=2)
+    assert np.shares_memory(given[0], fitted.features.features)
 
 
 @pytest.mark.parametrize("head", HEADS)

@@ -1,5 +1,8 @@
 """Tests of the linear and mlp heads and the loop that trains them."""
 
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +11,7 @@ from sklearn.preprocessing import StandardScaler
 
 from featx.errors import InputError
 from featx.heads import LR_GRID, LinearHead, MLPHead
+from featx.heads import base as base_module
 from featx.heads import rows as rows_module
 from featx.heads.rows import Rows
 from featx.heads.training import matmul_precision
@@ -359,6 +363,67 @@ def test_streaming_takes_no_more_than_a_window_and_reads_it_in_the_order_of_the_
     assert all((np.diff(rows) > 0).all() for rows in read)
     assert max(jumps) <= 3 + 1  # whole blocks: each is read through
     assert sum(map(len, read)) == 2 * (1000 + 100)
+
+
+@pytest.mark.parametrize("head", [LinearHead(epochs=3), MLPHead((8,), epochs=3)], ids=str)
+@pytest.mark.parametrize("groups", [None, np.arange(600) // 5])
+def test_rows_of_one_array_are_fitted_as_the_rows_alone(head, groups):
+    X, y = birds(1000)
+    mixed = np.random.default_rng(0).permutation(1000)
+    rows, val_rows = mixed[:600], mixed[600:700]
+    y = np.where(np.isin(np.arange(1000), mixed[:700]), y, -7)  # labels of no other row matter
+    a, b = (type(head)(**head.get_params()) for _ in range(2))
+    for val, alone in (
+        ({"val_rows": val_rows}, {"X_val": X[val_rows], "y_val": y[val_rows]}),
+        ({}, {}),
+    ):
+        a.fit(X, y, rows=rows, groups=groups, **val)
+        b.fit(X[rows], y[rows], groups=groups, **alone)
+        assert a.history_ == b.history_
+        assert a.coefs_[0].tobytes() == b.coefs_[0].tobytes()
+        assert a.n_set_aside_ == b.n_set_aside_
+
+
+def test_rows_of_one_array_are_checked_like_arguments():
+    X, y = birds()
+    head, rows = LinearHead(epochs=1), np.arange(100)
+    with pytest.raises(InputError, match="X has 130 rows, y 129 labels"):
+        head.fit(X, y[1:], rows=rows)
+    with pytest.raises(InputError, match="at least 2 classes"):
+        head.fit(X, y, rows=np.flatnonzero(y == 1))
+    with pytest.warns(UserWarning, match="1 of 3 validation rows are of classes without"):
+        head.fit(X, np.where(np.arange(130) == 129, 9, y), rows=rows, val_rows=[127, 128, 129])
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's /proc")
+def test_features_larger_than_what_may_be_held_are_never_copied(tmp_path, monkeypatch):
+    X = np.lib.format.open_memmap(tmp_path / "X.npy", "w+", np.float32, (50_000, 256))
+    X[:, :3] = np.eye(3)[np.arange(50_000) % 3]  # 51 MB, of which a block has 0.5 MB
+    monkeypatch.setattr(rows_module, "_WINDOW_BYTES", 1 << 20)
+    monkeypatch.setattr(rows_module, "_HELD_BYTES", 0)
+    monkeypatch.setattr(base_module, "_BLOCK_BYTES", 1 << 20)
+    LinearHead(epochs=1).fit(X[:1000], np.arange(1000) % 3)  # what the libraries take at first
+    taken = []
+    watch(monkeypatch, rows_module, "standardised_blocks", lambda: taken.append(own_memory()))
+    before = own_memory()
+    rows = np.arange(49_000)
+    LinearHead(epochs=1, batch_size=512).fit(
+        X, np.arange(50_000) % 3, rows=rows, val_rows=np.arange(49_000, 50_000)
+    )
+    assert len(taken) > 40
+    assert max(taken) - before < 20 << 20
+
+
+def watch(monkeypatch, module, name, note):
+    """Note something at each call of a function."""
+    inner = getattr(module, name)
+    monkeypatch.setattr(module, name, lambda *a, **k: (note(), inner(*a, **k))[1])
+
+
+def own_memory():
+    """Bytes of this process that are no pages of a file."""
+    status = Path("/proc/self/status").read_text()
+    return int(re.search(r"RssAnon:\s+(\d+)", status)[1]) * 1024
 
 
 @pytest.mark.parametrize("n", [1, 191, 192, 193, 1000])

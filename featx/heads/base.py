@@ -130,6 +130,22 @@ class Head(ClassifierMixin, BaseEstimator, ABC):
         """Check the parameters and the rows, set `classes_`, and number the labels."""
         self._check_params()
         X, y = validate_data(self, X, y, dtype=FLOAT_TYPES)
+        numbers = self._number_labels(y)
+        if (X_val is None) != (y_val is None):
+            raise InputError("X_val and y_val go together: one was given without the other")
+        if X_val is None:
+            return TrainingRows(X, numbers, None, None)
+        X_val = validate_data(self, X_val, reset=False, dtype=FLOAT_TYPES)
+        y_val = column_or_1d(y_val)
+        if len(y_val) != len(X_val):
+            raise InputError(f"X_val has {len(X_val)} rows, y_val {len(y_val)} labels")
+        known = self._known(y_val)
+        if not known.all():
+            X_val, y_val = X_val[known], y_val[known]
+        return TrainingRows(X, numbers, X_val, np.searchsorted(self.classes_, y_val))
+
+    def _number_labels(self, y: npt.NDArray[Any]) -> IntArray:
+        """Set `classes_` from the training labels, and number these."""
         check_classification_targets(y)
         self.classes_, numbers = np.unique(y, return_inverse=True)
         if len(self.classes_) < 2:
@@ -137,18 +153,10 @@ class Head(ClassifierMixin, BaseEstimator, ABC):
                 f"{type(self).__name__} needs training rows of at least 2 classes, "
                 f"got one class: {self.classes_[0]!r}"
             )
-        if (X_val is None) != (y_val is None):
-            raise InputError("X_val and y_val go together: one was given without the other")
-        if X_val is None:
-            return TrainingRows(X, numbers.astype(np.int64), None, None)
-        X_val = validate_data(self, X_val, reset=False, dtype=FLOAT_TYPES)
-        return TrainingRows(X, numbers.astype(np.int64), *self._known_rows(X_val, y_val))
+        return numbers.astype(np.int64)
 
-    def _known_rows(self, X_val: npt.NDArray[Any], y_val: Any) -> tuple[Any, IntArray]:
-        """Validation rows whose class is among the training classes; the others are told."""
-        y_val = column_or_1d(y_val)
-        if len(y_val) != len(X_val):
-            raise InputError(f"X_val has {len(X_val)} rows, y_val {len(y_val)} labels")
+    def _known(self, y_val: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
+        """Which validation labels are among the training classes; the others are told."""
         known = np.isin(y_val, self.classes_)
         if not known.any():
             raise InputError("no validation row is of a class that is among the training rows")
@@ -158,8 +166,7 @@ class Head(ClassifierMixin, BaseEstimator, ABC):
                 "training rows; they are left out of the choice",
                 stacklevel=4,
             )
-            X_val, y_val = X_val[known], y_val[known]
-        return X_val, np.searchsorted(self.classes_, y_val).astype(np.int64)
+        return known
 
     def _learn_standardisation(
         self, X: npt.NDArray[Any], standardise: bool, rows: IntArray | None = None

@@ -10,10 +10,13 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 import numpy.typing as npt
+from sklearn.utils import column_or_1d
+from sklearn.utils.validation import validate_data
 
 from featx.devices import check_precision, resolve_device
 from featx.errors import InputError
 from featx.heads.base import (
+    FLOAT_TYPES,
     Choice,
     FloatArray,
     Head,
@@ -57,7 +60,15 @@ class NetworkHead(Head):
     weight_decay: float
 
     def fit(
-        self, X: Any, y: Any, *, X_val: Any = None, y_val: Any = None, groups: Any = None
+        self,
+        X: Any,
+        y: Any,
+        *,
+        X_val: Any = None,
+        y_val: Any = None,
+        groups: Any = None,
+        rows: Any = None,
+        val_rows: Any = None,
     ) -> Self:
         """Train, and keep the epoch that does best on validation rows.
 
@@ -70,6 +81,9 @@ class NetworkHead(Head):
             `validation_fraction` of the rows are set aside for it, stratified, by seed.
         groups : (n,) int, optional
             Rows of one group are set aside together; -1 is its own group.
+        rows, val_rows : (m,) int, optional
+            Which rows of X to train on and to choose on, instead of all and X_val. Rows are then
+            taken from X as they are needed: a memory map larger than memory is never copied.
 
         Raises
         ------
@@ -77,23 +91,28 @@ class NetworkHead(Head):
             A bad parameter, one class only, no rows to choose among several networks on, or a
             loss that is not finite.
         """
-        rows = self._validate_fit(X, y, X_val, y_val)
+        if rows is None:
+            data = self._validate_fit(X, y, X_val, y_val)
+            rows = np.arange(len(data.y))
+        else:
+            data, rows, val_rows = self._validate_rows(X, y, rows, val_rows)
         device = resolve_device(self.device)
-        sizes = (rows.X.shape[1], *self._hidden_sizes(), len(self.classes_))
+        sizes = (data.X.shape[1], *self._hidden_sizes(), len(self.classes_))
         recipe = self._recipe(sizes, check_precision(device, self.precision))
-        self.device_ = device.name
-        train_rows, val_rows = self._set_aside(rows, groups, n_networks=len(recipe.lrs))
-        self.n_set_aside_ = len(val_rows)
-        self._learn_standardisation(rows.X, self.standardise, train_rows)
+        self.device_, self.n_set_aside_ = device.name, 0
+        if data.X_val is None and val_rows is None:
+            kept, aside = self._set_aside(data.y[rows], groups, n_networks=len(recipe.lrs))
+            rows, val_rows, self.n_set_aside_ = rows[kept], rows[aside], len(aside)
+        self._learn_standardisation(data.X, self.standardise, rows)
         work = recipe.batch_size * len(recipe.lrs) * sum(a * b for a, b in pairwise(sizes))
         with fitting_threads(work), matmul_precision(recipe.precision):
             stats = self.mean_, self.scale_, device.name
             val = None
-            if rows.X_val is not None and rows.y_val is not None:
-                val = Rows.of(rows.X_val, rows.y_val, np.arange(len(rows.y_val)), *stats)
+            if data.X_val is not None and data.y_val is not None:
+                val = Rows.of(data.X_val, data.y_val, np.arange(len(data.y_val)), *stats)
             elif len(val_rows):
-                val = Rows.of(rows.X, rows.y, val_rows, *stats)
-            trained = train(Rows.of(rows.X, rows.y, train_rows, *stats), val, recipe)
+                val = Rows.of(data.X, data.y, val_rows, *stats)
+            trained = train(Rows.of(data.X, data.y, rows, *stats), val, recipe)
         self.best_epoch_, self.history_ = trained.best.best_epoch, trained.best.history
         self.coefs_ = [weight.cpu().numpy() for weight in trained.best.weights]
         self.intercepts_ = [bias.cpu().numpy() for bias in trained.best.biases]
@@ -117,14 +136,28 @@ class NetworkHead(Head):
     def _candidate(self) -> tuple[str, dict[str, Any]]:
         """Which network was kept: in words (empty where there was but one), and as parameters."""
 
-    def _set_aside(
-        self, rows: TrainingRows, groups: Any, n_networks: int
-    ) -> tuple[IntArray, IntArray]:
-        """Rows to train on, and rows of X to choose the epoch on where none were given."""
-        everything = np.arange(len(rows.y))
-        if rows.X_val is not None or (n_networks == 1 and not self.validation_fraction):
-            return everything, everything[:0]
+    def _validate_rows(
+        self, X: Any, y: Any, rows: Any, val_rows: Any
+    ) -> tuple[TrainingRows, IntArray, IntArray | None]:
+        """As `_validate_fit`, for rows of one X; labels of the others are -1."""
+        self._check_params()
+        X, y = validate_data(self, X, dtype=FLOAT_TYPES), column_or_1d(y)
+        if len(y) != len(X):
+            raise InputError(f"X has {len(X)} rows, y {len(y)} labels")
+        rows, labels = np.asarray(rows), np.full(len(y), -1, np.int64)
+        labels[rows] = self._number_labels(y[rows])
+        if val_rows is not None:
+            val_rows = np.asarray(val_rows)
+            val_rows = val_rows[self._known(y[val_rows])]
+            labels[val_rows] = np.searchsorted(self.classes_, y[val_rows])
+        return TrainingRows(X, labels, None, None), rows, val_rows
+
+    def _set_aside(self, y: IntArray, groups: Any, n_networks: int) -> tuple[IntArray, IntArray]:
+        """Places of labels to train on, and of those to choose the epoch on."""
+        everything = np.arange(len(y))
         if not self.validation_fraction:
+            if n_networks == 1:
+                return everything, everything[:0]
             raise InputError(
                 f"validation_fraction is 0, so nothing can choose among {n_networks} networks: "
                 "give X_val and y_val, or train one"
@@ -132,7 +165,7 @@ class NetworkHead(Head):
         n_folds = max(2, round(1 / self.validation_fraction))
         try:
             return cross_validation_folds(
-                rows.y, n_folds=n_folds, groups=groups, seed=self.random_state
+                y, n_folds=n_folds, groups=groups, seed=self.random_state
             )[0]
         except InputError as why:
             if n_networks > 1:
