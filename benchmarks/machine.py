@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import importlib.metadata
 import os
 import platform
 import re
@@ -12,6 +11,8 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any, Final
+
+from featx.versions import versions_of
 
 ROOT: Final = Path(__file__).parents[1]
 _PACKAGES: Final = (
@@ -74,19 +75,8 @@ def circumstances(program: str) -> dict[str, Any]:
             "system": f"{platform.system()} {platform.release()}",
             "load_before": [round(load, 2) for load in os.getloadavg()],
         },
-        "versions": {"python": platform.python_version(), **versions()},
+        "versions": {"python": platform.python_version(), **versions_of(_PACKAGES)},
     }
-
-
-def versions() -> dict[str, str]:
-    """Versions of the packages that matter, as far as they are installed."""
-    found = {}
-    for name in _PACKAGES:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
 
 
 def commit() -> str | None:

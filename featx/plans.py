@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import platform
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
@@ -15,6 +14,7 @@ from featx.engines.base import Engine
 from featx.engines.choice import ENGINES, OPENVINO, Running
 from featx.errors import CacheError
 from featx.identity import BackboneIdentity
+from featx.versions import versions_of
 
 # What two plans must share before their rows may stand in one cache unasked: all that can change
 # a bit of a feature. The number of decoding workers cannot, nor where the weights' file lies.
@@ -76,13 +76,7 @@ def _versions_of_extras(backbone: str, engine: str) -> dict[str, str]:
     """Versions of the optional packages that can change a feature, where they are installed."""
     names = ["simplejpeg", "pillow-heif"]
     names += ["timm"] * backbone.startswith("timm:") + ["openvino"] * (engine == OPENVINO)
-    found = {}
-    for name in names:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
+    return versions_of(names)
 
 
 def differing_bits(

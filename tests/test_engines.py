@@ -500,7 +500,7 @@ def test_an_engine_of_an_earlier_run_that_is_gone_leaves_its_batch_size_behind(
     def gone(name: str) -> str:
         raise importlib.metadata.PackageNotFoundError(name)
 
-    monkeypatch.setattr(openvino.importlib.metadata, "version", gone)
+    monkeypatch.setattr(importlib.metadata, "version", gone)
     replayed = Running("openvino", 1, 1, suits="openvino")
     with pytest.warns(RuntimeWarning, match="openvino is not used: OpenVINO is not installed"):
         assert make_engine(work(), replayed, pictures).batch_size == 16

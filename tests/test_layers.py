@@ -33,6 +33,7 @@ SHELVES: tuple[frozenset[str], ...] = tuple(
                 "interrupts",
                 "memory",
                 "resampling",
+                "versions",
             },
             {
                 "comparison",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import importlib.util
 import os
 import platform
@@ -26,6 +25,7 @@ from featx.cli.output import (
 from featx.cli.stopping import listening
 from featx.errors import EXIT_UNUSABLE, InputError
 from featx.image_sources import shown
+from featx.versions import versions_of
 
 
 @command
@@ -271,7 +271,7 @@ def doctor(cache_dir: CacheDir = Path("cache"), json_output: Json = False) -> No
         "system": f"{platform.system()} {platform.release()}, {platform.machine()}",
         "cores": os.cpu_count(),
         "python": platform.python_version(),
-        "versions": {name: _version(name) for name in _PACKAGES},
+        "versions": {**dict.fromkeys(_PACKAGES, "not installed"), **versions_of(_PACKAGES)},
         "device": str(device),
         "engine": default_engine(device, "fp32"),
         "cuda devices": [
@@ -298,10 +298,3 @@ def doctor(cache_dir: CacheDir = Path("cache"), json_output: Json = False) -> No
     for name, value in _flat(facts):
         shown.add_row(name, value or "none")
     out().print(shown)
-
-
-def _version(name: str) -> str:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return "not installed"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import platform
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -19,6 +18,7 @@ from featx.engines.openvino import OpenVinoEngine, is_installed, prepare, proces
 from featx.engines.openvino import version as openvino_version
 from featx.engines.store import FOLDER_VARIABLE, Prepared, load_prepared, save_prepared
 from featx.errors import InputError, MissingExtraError
+from featx.versions import versions_of
 
 EAGER: Final = "torch-eager"
 OPENVINO: Final = OpenVinoEngine.name
@@ -361,15 +361,11 @@ def openvino_key(
 def package_versions(backbone: str) -> dict[str, str]:
     """Versions of the packages that a network prepared for OpenVINO depends on."""
     packages = ["featx", "torch", "torchvision", *["timm"] * backbone.startswith("timm:")]
-    return {OPENVINO: openvino_version(), **{name: _version(name) for name in packages}}
-
-
-def _version(name: str) -> str:
-    """Of an installed package; empty where it runs without being installed."""
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return ""
+    return {
+        OPENVINO: openvino_version(),
+        **dict.fromkeys(packages, ""),  # as of one that runs without being installed
+        **versions_of(packages),
+    }
 
 
 def keep(key: Mapping[str, Any], prepared: Prepared) -> None:

@@ -8,7 +8,6 @@ neither the number of threads nor an image's neighbours can change a bit of its 
 from __future__ import annotations
 
 import contextlib
-import importlib.metadata
 import importlib.util
 import logging
 import queue
@@ -23,6 +22,7 @@ import numpy as np
 
 from featx.engines.base import CannotRunError, Work
 from featx.engines.store import Prepared
+from featx.versions import versions_of
 
 _TELEMETRY: Final = "openvino_telemetry"
 # Of OpenVINO's importer, and of PyTorch's exporter: what a graph cannot hold.
@@ -153,10 +153,10 @@ def prepare(work: Work, batch_size: int) -> Prepared:
 
 def version() -> str:
     """The installed version; `CannotRunError` where there is none."""
-    try:
-        return importlib.metadata.version(OpenVinoEngine.name)
-    except importlib.metadata.PackageNotFoundError as error:
-        raise CannotRunError("OpenVINO is not installed") from error
+    found = versions_of([OpenVinoEngine.name])
+    if not found:
+        raise CannotRunError("OpenVINO is not installed")
+    return found[OpenVinoEngine.name]
 
 
 def processor() -> str:
