@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from featx.cut import list_cuts as list_cuts
     from featx.cut import split_at as split_at
     from featx.evaluation import evaluate as evaluate
+    from featx.exporting import export as export
     from featx.extraction import extract as extract
     from featx.extraction import extract_many as extract_many
     from featx.extractor import FeatureExtractor as FeatureExtractor
@@ -39,6 +40,7 @@ _HOME: Final = {
     "compare": "featx.comparing",
     "cross_validate": "featx.cross_validation",
     "evaluate": "featx.evaluation",
+    "export": "featx.exporting",
     "extract": "featx.extraction",
     "extract_many": "featx.extraction",
     "fit_final": "featx.finalising",

@@ -13,24 +13,16 @@ from typing import TYPE_CHECKING, Any, Final, Literal, overload
 
 import numpy as np
 
-from featx.cache import SPLIT_NAMES, CacheFile, Status, check, open_cache, open_to_check
-from featx.errors import CacheError, InputError
+from featx.cache import SPLIT_NAMES, CacheFile, open_cache
+from featx.errors import InputError
 from featx.images import display_names
-from featx.splits import make_split
+from featx.usable import FailedImage as FailedImage
+from featx.usable import failed_images, open_intact, split_rows, usable_columns
 
 if TYPE_CHECKING:
     import pandas as pd
 
 _REPR_ROWS: Final = 8
-
-
-@dataclass(frozen=True)
-class FailedImage:
-    """An image without features: its path, what became of it, and the decoder's own words."""
-
-    path: str
-    status: Status
-    reason: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -246,7 +238,16 @@ def load(
     """
     features = feature_set(open_cache(path))
     if split is not None:
-        features = features.take(_split_rows(features, split, seed, test_fraction))
+        rows = split_rows(
+            features.y,
+            features.split_codes,
+            features.groups,
+            split,
+            seed=seed,
+            test_fraction=test_fraction,
+            path=features.path,
+        )
+        features = features.take(rows)
     if not return_X_y:
         return features
     labelled = np.flatnonzero(features.y >= 0)
@@ -267,14 +268,7 @@ def load_intact(path: str | os.PathLike[str]) -> FeatureSet:
     CacheError
         As `load`, and where a row or anything else is not as it was written.
     """
-    file = open_to_check(path)
-    found = check(file)
-    if not found.ok:
-        raise CacheError(
-            f"{path} is damaged ({found.damage}); mend it with "
-            f"`featx verify --repair {os.fspath(path)}`"
-        )
-    return feature_set(file)
+    return feature_set(open_intact(path))
 
 
 def feature_set(file: CacheFile) -> FeatureSet:
@@ -285,63 +279,23 @@ def feature_set(file: CacheFile) -> FeatureSet:
     CacheError
         The file says of itself that a row is pending or has an unknown status or label.
     """
-    status = file.read("status")
-    if ((status == Status.PENDING) | (status > max(Status))).any():
-        raise CacheError(f"{file.path} is damaged: some of its rows have no valid status")
-    done = np.flatnonzero(status == Status.DONE)
-    columns = {name: file.read(name) for name in ("labels", "split", "groups", "sha256")}
-    if ((columns["labels"] < -1) | (columns["labels"] >= max(1, len(file.classes)))).any():
-        raise CacheError(f"{file.path} is damaged: some of its labels have no class")
-    if (columns["split"] >= len(SPLIT_NAMES)).any():
-        raise CacheError(f"{file.path} is damaged: some of its split codes are unknown")
+    columns = usable_columns(file)
+    done = columns["rows"]
     mapped = file.map("features")
-    everything = len(done) == len(status)
+    everything = len(done) == len(file)
     return FeatureSet(
         features=mapped if everything else mapped[done],
-        y=columns["labels"][done],
-        split=np.array(SPLIT_NAMES)[columns["split"][done]],
-        groups=columns["groups"][done],
-        sha256=columns["sha256"][done],
+        y=columns["labels"],
+        split=np.array(SPLIT_NAMES)[columns["split"]],
+        groups=columns["groups"],
+        sha256=columns["sha256"],
         rows=done,
         raw_paths=file.paths if everything else [file.paths[row] for row in done],
         classes=file.classes,
-        failed=_failed_images(file, status),
+        failed=failed_images(file),
         spec=file.spec,
         plan=file.plan,
         fingerprint=file.fingerprint,
         root=file.root,
         path=file.path,
     )
-
-
-def _failed_images(file: CacheFile, status: np.ndarray) -> tuple[FailedImage, ...]:
-    errors = file.map("errors")
-    return tuple(
-        FailedImage(
-            os.fsdecode(file.paths[row]),
-            Status(status[row]),
-            bytes(errors[row]).decode("utf-8", "replace"),
-        )
-        for row in np.flatnonzero(status > Status.DONE)
-    )
-
-
-def _split_rows(features: FeatureSet, split: str, seed: int, test_fraction: float) -> np.ndarray:
-    made = make_split(
-        features.y,
-        features.split_codes,
-        groups=features.groups,
-        seed=seed,
-        test_fraction=test_fraction,
-    )
-    known = {
-        "train": made.train,
-        "val": made.val,
-        "held-out": made.held_out,
-        made.held_out_name: made.held_out,
-    }
-    if split not in known:
-        raise InputError(f"split must be one of {', '.join(known)} here, got {split!r}")
-    if not len(known[split]):
-        raise InputError(f"split {split!r} has no images in {features.path} (split: {made.source})")
-    return known[split]

@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 
 from featx import __version__
-from featx.cli import bench, compare, demo, extract, heads, inspect, predict
+from featx.cli import bench, compare, demo, extract, heads, inspect, interchange, predict
 
 app = typer.Typer(
     name="featx",
@@ -34,6 +34,9 @@ app.command("evaluate", short_help="Figures on held-out images or another cache.
 app.command("compare", short_help="Heads and backbones side by side.")(compare.compare)
 app.command("predict", short_help="Classes and probabilities of images.")(predict.predict)
 app.command("show", short_help="A picture of images with their labels.")(predict.show)
+app.command("export", short_help="Features for other programs: Parquet, NPZ, CSV.")(
+    interchange.export
+)
 app.command("info", short_help="What is in a cache or a head.")(inspect.info)
 app.command("verify", short_help="Whether every byte of a cache is intact.")(inspect.verify)
 app.command("backbones", short_help="The networks there are.")(inspect.backbones)

@@ -1,0 +1,1 @@
+"""Files through which features go to other programs and come from them."""
