@@ -12,11 +12,14 @@ import re
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from featx.errors import InputError
 
 # line in the list, path as written, label, split, group (None: the list has no such column)
 Row = tuple[int, str, str | None, str | None, str | None]
+
+_SHOWN: Final = 10  # columns that are named as not used
 
 
 @dataclass(frozen=True)
@@ -86,7 +89,9 @@ def read_csv(path: Path) -> ImageList:
     except csv.Error as error:
         raise InputError(f"{path}, line {reader.line_num}: not a valid CSV ({error})") from error
     unknown = [repr(name) for name in header if name not in {"path", "label", "split", "group"}]
-    notes = (f"columns of {path.name} not used: {', '.join(unknown)}",) if unknown else ()
+    more = f" and {len(unknown) - _SHOWN:,} more" if len(unknown) > _SHOWN else ""
+    told = f"columns of {path.name} not used: {', '.join(unknown[:_SHOWN])}{more}"
+    notes = (told,) if unknown else ()
     return ImageList(
         path,
         "csv",

@@ -32,6 +32,9 @@ HEIC_SUFFIXES: frozenset[str] = frozenset({".heic", ".heif", ".hif"})
 HIDDEN_NAMES = frozenset({b"__macosx", b"thumbs.db", b"desktop.ini", b"@eadir"})
 N_SHOWN = 5  # how many examples an error shows
 
+# line in the list, path as written, label, split, group (None: the list has no such column)
+ListRow = tuple[int, str, str | None, str | None, str | None]
+
 
 class Found(NamedTuple):  # made once a file: a frozen dataclass takes four times as long
     """One file: its path below the root, and the columns a list gave for it (None: none given)."""
@@ -240,9 +243,7 @@ def _matches(names: Sequence[str], parts: Sequence[str]) -> bool:
     return fnmatch.fnmatch(names[0], parts[0]) and _matches(names[1:], parts[1:])
 
 
-def locate(
-    source: Path, rows: Sequence[tuple[int, str, str | None, str | None, str | None]], *, kind: str
-) -> Listing:
+def locate(source: Path, rows: Sequence[ListRow], *, kind: str) -> Listing:
     """Find the files a list names: rows of (line, path, label, split, group).
 
     Paths are absolute or relative to the folder of `source`. That folder is the root where all
@@ -253,40 +254,65 @@ def locate(
     InputError
         For an empty list, a row without path, a file listed twice, missing files and folders.
     """
-    folder = os.path.abspath(source.parent)  # noqa: PTH100 (links stay as the user wrote them)
+    root, found = place(source, rows)
+    return Listing(root, kind, sorted(found, key=lambda row: row.path))
+
+
+def place(
+    source: Path, rows: Sequence[ListRow], *, folder: Path | None = None, missing_ok: bool = False
+) -> tuple[Path, list[Found]]:
+    """`locate`, in the order of the list.
+
+    Parameters
+    ----------
+    source, rows : as of `locate`.
+    folder : what paths are relative to, instead of the folder of `source`.
+    missing_ok : take a file that is not there for one of size and time 0.
+
+    Returns
+    -------
+    The root, and one entry for each row.
+    """
+    top = os.path.abspath(folder or source.parent)  # noqa: PTH100 (links stay as they were written)
     lines: dict[str, int] = {}
-    found: list[tuple[str, os.stat_result]] = []
+    found: list[tuple[str, int, int]] = []
     problems: list[str] = []
     for line, name, *_ in rows:
         if not name.strip():
             raise InputError(f"{source}, line {line}: no path")
-        file = os.path.normpath(os.path.join(folder, name))  # noqa: PTH118
+        file = os.path.normpath(os.path.join(top, name))  # noqa: PTH118
         if file in lines:
             raise InputError(f"{source} lists {shown(name)} twice: lines {lines[file]} and {line}")
         lines[file] = line
-        try:
-            status = os.stat(file)  # noqa: PTH116
-        except (OSError, ValueError):  # ValueError: a NUL in the name
-            problems.append(f"line {line}: {_brief(name)} (missing)")
-            continue
-        if not stat.S_ISREG(status.st_mode):
-            what = "a folder" if stat.S_ISDIR(status.st_mode) else "a device or pipe"
-            problems.append(f"line {line}: {_brief(name)} ({what}, not a file)")
-        found.append((file, status))
+        problem, size, time_ns = _stat_of(file)
+        if problem and not (missing_ok and "\0" not in file):
+            problems.append(f"line {line}: {_brief(name)} ({problem})")
+        found.append((file, size, time_ns))
     if problems:
         raise InputError(
             f"{source}: {len(problems):,} of {len(rows):,} files cannot be found, looked for below "
-            f"{shown(folder)}: {'; '.join(problems[:N_SHOWN])}{' ...' * (len(problems) > N_SHOWN)}"
+            f"{shown(top)}: {'; '.join(problems[:N_SHOWN])}{' ...' * (len(problems) > N_SHOWN)}"
         )
     if not rows:
         raise InputError(f"{source} lists no images; expected one path a line")
-    root = _common_root(source, folder, list(lines))
+    root = _common_root(source, top, list(lines))
     cut = len(root.rstrip(os.sep)) + 1
-    located = [
-        Found(os.fsencode(file[cut:].replace(os.sep, "/")), s.st_size, mtime_ns(s), *row[2:])
-        for (file, s), row in zip(found, rows, strict=True)
+    return Path(root), [
+        Found(os.fsencode(file[cut:].replace(os.sep, "/")), size, time_ns, *row[2:])
+        for (file, size, time_ns), row in zip(found, rows, strict=True)
     ]
-    return Listing(Path(root), kind, sorted(located, key=lambda row: row.path))
+
+
+def _stat_of(file: str) -> tuple[str, int, int]:
+    """Why a file cannot be used, or nothing; its size and when it was last changed."""
+    try:
+        status = os.stat(file)  # noqa: PTH116
+    except (OSError, ValueError):  # ValueError: a NUL in the name
+        return "missing", 0, 0
+    if stat.S_ISREG(status.st_mode):
+        return "", status.st_size, mtime_ns(status)
+    what = "a folder" if stat.S_ISDIR(status.st_mode) else "a device or pipe"
+    return f"{what}, not a file", 0, 0
 
 
 def _brief(name: str) -> str:

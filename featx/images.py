@@ -130,6 +130,32 @@ def list_images(
     if label_from not in ("first", "leaf"):
         raise InputError(f"label_from must be 'first' or 'leaf', got {label_from!r}")
     listing, listed = _find(source)
+    return table_of(
+        listing, listed, label_from=label_from, split_folders=split_folders, prune=prune
+    )
+
+
+def table_of(
+    listing: Listing,
+    listed: ImageList | None,
+    *,
+    label_from: Literal["first", "leaf"] = "first",
+    split_folders: bool | None = None,
+    prune: bool = False,
+) -> ImageTable:
+    """Labels, split and groups of files that were found.
+
+    Parameters
+    ----------
+    listing : the files, sorted by path.
+    listed : the list that named them, if one did.
+    label_from, split_folders, prune : as of `list_images`.
+
+    Raises
+    ------
+    InputError
+        As `list_images`, for what is wrong in folders or columns.
+    """
     rules: dict[str, str | bool] = {
         "source": listing.kind,
         "label_from": label_from,

@@ -15,6 +15,8 @@ import pytest
 
 from featx import image_sources
 from featx.errors import InputError
+from featx.image_lists import read_csv
+from featx.image_sources import place
 from featx.images import ImageTable, display_names, expand_inputs, list_images
 
 REAL_DATA = Path(os.environ.get("FEATX_REAL_DATA", Path(__file__).parents[1].parent / "shared"))
@@ -404,6 +406,33 @@ def test_a_mistake_in_a_csv_is_named_by_line(tmp_path: Path, text: str, message:
     make(tmp_path, "a.jpg", "b.jpg", "folder/1.jpg")
     with pytest.raises(InputError, match=message):
         list_images(csv_of(tmp_path, text))
+
+
+def test_columns_that_are_not_used_are_named_up_to_ten(tmp_path: Path) -> None:
+    make(tmp_path, "a.jpg")
+    columns = [f"f{i}" for i in range(2048)]
+    (tmp_path / "images.csv").write_text(f"path,{','.join(columns)}\na.jpg\n")
+    (note,) = read_csv(tmp_path / "images.csv").notes
+    assert note.startswith("columns of images.csv not used: 'f0', 'f1', ")
+    assert note.endswith("'f8', 'f9' and 2,038 more")
+
+
+def test_files_are_placed_in_the_order_of_the_list_wherever_they_are(tmp_path: Path) -> None:
+    root = make(tmp_path / "photos", "b/2.jpg", "a/1.jpg")
+    (root / "c.jpg").mkdir()
+    rows = [(2, "b/2.jpg", "x", None, None), (3, "gone.jpg", None, None, None),
+            (4, "c.jpg", None, None, None), (5, "a/1.jpg", "y", None, None)]  # fmt: skip
+    with pytest.raises(
+        InputError, match=r"2 of 4 files .*gone\.jpg \(missing\).*c\.jpg \(a folder"
+    ):
+        place(tmp_path / "list.csv", rows, folder=root)
+    top, found = place(tmp_path / "list.csv", rows, folder=root, missing_ok=True)
+    assert top == root
+    assert [row.path for row in found] == [b"b/2.jpg", b"gone.jpg", b"c.jpg", b"a/1.jpg"]
+    assert [row.label for row in found] == ["x", None, None, "y"]
+    assert [row.mtime_ns > 0 for row in found] == [True, False, False, True]
+    with pytest.raises(InputError, match="1 of 1 files cannot be found"):
+        place(tmp_path / "list.csv", [(2, "a\0.jpg", None, None, None)], missing_ok=True)
 
 
 def test_missing_files_of_a_csv_are_counted_and_the_first_named(tmp_path: Path) -> None:
