@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from featx.finalising import fit_final as fit_final
     from featx.fitting import fit_head as fit_head
     from featx.fitting import fit_like as fit_like
+    from featx.importing import import_features as import_features
     from featx.prediction import predict as predict
     from featx.repairing import repair as repair
 
@@ -49,6 +50,7 @@ _HOME: Final = {
     "fit_like": "featx.fitting",
     "leaderboard": "featx.comparing",
     "learning_curve": "featx.few_shot",
+    "import_features": "featx.importing",
     "list_cuts": "featx.cut",
     "load": "featx.featureset",
     "predict": "featx.prediction",

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from featx.errors import HeadError, WeightsError
+from featx.foreign import check_computable
 from featx.pipeline import MAX_SAMPLES, Pipeline, build_pipeline
 from featx.specs import ExtractOptions
 from featx.transforms import Transform
@@ -46,10 +47,12 @@ def pipeline_of_spec(
     Raises
     ------
     HeadError
-        The weights found are not the ones recorded: their SHA-256 differs.
+        The features were imported, or the weights found are not the ones recorded: their SHA-256
+        differs.
     WeightsError
         No weights can be found.
     """
+    check_computable(spec)
     _check_record(spec, plan)
     recorded = plan["weights"]
     options = options_of_spec(spec, plan, weights=weights, device=device, batch_size=batch_size)

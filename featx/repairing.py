@@ -12,6 +12,7 @@ from featx.cache import CacheFile, Decision, Verification, check, open_to_check,
 from featx.errors import CacheError
 from featx.featureset import feature_set
 from featx.filling import Extraction, Listener, fill_caches
+from featx.foreign import check_repairable
 from featx.image_sources import mtime_ns
 from featx.images import ImageTable, list_images
 from featx.recorded import options_of_spec
@@ -59,7 +60,7 @@ def repair(
     Raises
     ------
     CacheError
-        So damaged that it cannot be opened, or made otherwise than can be repeated here.
+        So damaged that it cannot be opened, made otherwise than can be repeated here, or imported.
     InputError, WeightsError, LockedError, DiskError
         As `featx.extract`.
     """
@@ -68,6 +69,7 @@ def repair(
     if found.ok:
         kept = Decision("reuse", file, np.arange(len(file)))
         return Extraction(feature_set(file), kept, file.run, 0)
+    check_repairable(file)
     bad = set(found.bad_columns)
     options = options_of_spec(file.spec, file.plan, weights=weights, device=device)
     if images is None and bad <= _TABLE_INTACT:

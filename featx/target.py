@@ -22,6 +22,7 @@ from featx.cache import (
 from featx.devices import Device
 from featx.engines.choice import Running
 from featx.errors import CacheError, InputError
+from featx.foreign import check_replaceable
 from featx.identity import BackboneIdentity
 from featx.image_hashes import ImageHashes
 from featx.images import ImageTable
@@ -138,6 +139,7 @@ class Look:
             (`rehash`).
         """
         rules, table = self._rules, self._job.table
+        _spare_imported(self._target)
         complete = None if rules.fresh else _existing(self._target)
         partial = self._partial(complete)
         decision = decide(
@@ -211,6 +213,15 @@ def check_source(decision: Decision, job: Job) -> None:
             f"{source.path} is damaged, so its rows cannot be taken over; mend it with "
             f"`featx verify --repair {source.path}`, or say --fresh to compute it anew"
         )
+
+
+def _spare_imported(target: Path) -> None:
+    """Refuse a target that holds imported features, also where it was to be replaced."""
+    try:
+        file = open_cache(target)
+    except CacheError:  # told of where it matters: when the cache is about to be used
+        return
+    check_replaceable(file)
 
 
 def _check_whole(file: CacheFile) -> None:

@@ -1,4 +1,4 @@
-"""Caches with everything in them that other formats may stumble over."""
+"""Caches with everything in them that other formats may stumble over, and foreign features."""
 
 from __future__ import annotations
 

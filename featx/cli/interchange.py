@@ -1,4 +1,4 @@
-"""`featx export`: features for other programs."""
+"""`featx export` and `featx import`: features for other programs, and from them."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from featx.cli.output import (
     exit_if_failed,
     out,
     print_json,
+    table,
     tell,
     tell_failures,
 )
@@ -76,3 +77,86 @@ def export(
         tell("nothing to do: the file is there already, with this very content")
     tell_failures(done.failed)
     exit_if_failed(done.failed)
+
+
+@command
+def import_features(
+    features: Annotated[
+        Path, typer.Argument(metavar="FEATURES.npy", help="(n, d) or maps (n, c, h, w), floats.")
+    ],
+    images: Annotated[
+        Path,
+        typer.Argument(
+            metavar="TABLE.csv",
+            help="path[,label][,split][,group], one row for each of the features, in their order.",
+        ),
+    ],
+    out_file: Annotated[
+        Path | None, typer.Option("--out", help="The cache file, instead of --name's.")
+    ] = None,
+    name: Annotated[
+        str | None,
+        typer.Option(help="What computed the features; the name of the NPY file if not given."),
+    ] = None,
+    root: Annotated[
+        Path | None, typer.Option(help="Folder that paths are relative to; the CSV's.")
+    ] = None,
+    weights: Annotated[
+        Path | None,
+        typer.Option(
+            help="The file that computed the features, as the network's weights; it is only "
+            "hashed. Caches of one --name and one such file fit the same heads."
+        ),
+    ] = None,
+    max_failed: Annotated[
+        float, typer.Option(help="Share of rows, 0 to 1, that may hold values that are not finite.")
+    ] = 0.1,
+    force: Annotated[bool, typer.Option(help="Replace another cache of this name.")] = False,
+    cache_dir: CacheDir = Path("cache"),
+    json_output: Json = False,
+) -> None:
+    """Make a cache of features that were computed elsewhere: fit-head, evaluate, export take it.
+
+    Rows with values that are not finite are recorded as failed, named and left out (exit code 3).
+    """
+    from featx.importing import import_features as run
+
+    done = run(
+        features,
+        images,
+        out=out_file,
+        name=name,
+        root=root,
+        weights=weights,
+        max_failed=max_failed,
+        force=force,
+        cache_dir=cache_dir,
+        tell=tell,
+    )
+    made = done.features
+    n, shape = len(made) + len(made.failed), "x".join(map(str, made.features.shape[1:]))
+    facts = {
+        "cache": str(made.path),
+        "images": n,
+        "failed": len(made.failed),
+        "features": f"{shape} {made.features.dtype}",
+        "classes": len(made.classes),
+        "hashed": done.hashed,
+        "written": done.written,
+        "fingerprint": made.fingerprint,
+    }
+    if json_output:
+        print_json(facts)
+    else:
+        columns = ("cache", "images", "failed", "features", "classes")
+        shown = table(None, *columns)
+        shown.add_row(*(f"{facts[column]}" for column in columns))
+        out().print(shown)
+    if not done.written:
+        tell("nothing to do: the cache is there already, with this very content")
+    tell(
+        f"{done.hashed:,} of {n:,} images are there and known by the SHA-256 of their files"
+        + (", the others by their path and features" if done.hashed < n else "")
+    )
+    tell_failures(made.failed)
+    exit_if_failed(made.failed)
