@@ -6,10 +6,13 @@ import warnings
 import numpy as np
 import pytest
 from sklearn import metrics as sk
+from sklearn.calibration import calibration_curve
 
-import featx.metrics
+import featx.metrics.blocks
+import featx.metrics.bootstrap
+import featx.metrics.scoring
 from featx.errors import InputError
-from featx.metrics import score
+from featx.metrics import Estimate, score
 
 
 def random_case(n=200, k=8, seed=0):
@@ -34,7 +37,14 @@ def test_the_figures_equal_scikit_learns(k, absent):
     assert report.macro_f1.value == pytest.approx(
         sk.f1_score(y, predicted, average="macro", labels=np.unique(y), zero_division=0)
     )
+    assert report.weighted_f1.value == pytest.approx(
+        sk.f1_score(y, predicted, average="weighted", zero_division=0)
+    )
     assert report.log_loss.value == pytest.approx(sk.log_loss(y, p, labels=range(k)))
+    assert report.brier.value == pytest.approx(((p - np.eye(k)[y]) ** 2).sum(axis=1).mean())
+    if absent is None and k > 2:  # scikit-learn's own definition of it, for three classes or more
+        theirs = sk.brier_score_loss(y, p, labels=range(k), scale_by_half=False)
+        assert report.brier.value == pytest.approx(theirs)
     if k > 5:
         assert report.top5.value == pytest.approx(
             sk.top_k_accuracy_score(y, p, k=5, labels=range(k))
@@ -94,7 +104,8 @@ def test_intervals_are_the_percentiles_of_figures_taken_anew_on_drawn_images():
     rng = np.random.default_rng(5)
     draws = [rng.integers(0, 50, 50) for _ in range(200)]
     bare = [score(y[d], p[d], classes=names, bootstrap=0) for d in draws]
-    for name in ("accuracy", "top5", "balanced_accuracy", "macro_f1", "log_loss"):
+    means = ("accuracy", "top5", "balanced_accuracy", "macro_f1", "weighted_f1", "log_loss")
+    for name in (*means, "brier", "average_precision", "roc_auc"):
         low, high = np.percentile([getattr(r, name).value for r in bare], [2.5, 97.5])
         ours = getattr(report, name)
         assert (ours.low, ours.high) == pytest.approx((low, high)), name
@@ -116,7 +127,7 @@ def test_an_interval_covers_the_true_accuracy_about_as_often_as_it_says():
 def test_the_intervals_do_not_depend_on_how_the_draws_are_cut_into_blocks(monkeypatch):
     y, p, names = random_case(n=37, k=7)
     whole = score(y, p, classes=names, bootstrap=50).to_dict()
-    monkeypatch.setattr(featx.metrics, "_BLOCK", 200)
+    monkeypatch.setattr(featx.metrics.blocks, "_BLOCK", 200)
     assert score(y, p, classes=names, bootstrap=50).to_dict() == whole
 
 
@@ -131,10 +142,10 @@ def test_the_seed_decides_the_draws():
 
 def test_resampling_never_holds_more_than_a_block(monkeypatch):
     held = []
-    counts = featx.metrics._row_counts
-    monkeypatch.setattr(featx.metrics, "_BLOCK", 10_000)
+    counts = featx.metrics.bootstrap.row_counts
+    monkeypatch.setattr(featx.metrics.blocks, "_BLOCK", 10_000)
     monkeypatch.setattr(
-        featx.metrics, "_row_counts", lambda v, k: held.append(v.size) or counts(v, k)
+        featx.metrics.bootstrap, "row_counts", lambda v, k: held.append(v.size) or counts(v, k)
     )
     y, p, names = random_case(n=500)
     score(y, p, classes=names, bootstrap=300)
@@ -145,9 +156,114 @@ def test_resampling_never_holds_more_than_a_block(monkeypatch):
 def test_the_smallest_cases_are_scored(n, k):
     p = np.full((n, k), 1 / k)
     report = score(np.zeros(n, int), p, classes=[str(c) for c in range(k)], bootstrap=20)
-    assert report.accuracy == featx.metrics.Estimate(1.0, 1.0, 1.0)
+    assert report.accuracy == Estimate(1.0, 1.0, 1.0)
     assert report.log_loss.value == pytest.approx(np.log(k))
     assert report.confusion.shape == (k, k)
+    assert (report.average_precision, report.roc_auc) == (None, None)  # one class only
+    assert report.brier.value == pytest.approx((1 - 1 / k) ** 2 + (k - 1) / k**2)
+
+
+@pytest.mark.parametrize("decimals", [16, 1])  # 1: most images share their probability with others
+@pytest.mark.parametrize("k", [2, 5])
+def test_rankings_equal_scikit_learns_also_among_equals(k, decimals):
+    y, p, names = random_case(n=150, k=k)
+    p = p.round(decimals)
+    p /= p.sum(axis=1, keepdims=True)
+    report = score(y, p, classes=names, bootstrap=0)
+    true = np.eye(k)[y]
+    for label, row in enumerate(report.per_class):
+        ap = sk.average_precision_score(true[:, label], p[:, label])
+        assert row.average_precision == pytest.approx(ap, rel=1e-12)
+        assert row.roc_auc == pytest.approx(sk.roc_auc_score(true[:, label], p[:, label]), 1e-12)
+    assert report.average_precision.value == pytest.approx(
+        sk.average_precision_score(true, p, average="macro")
+    )
+    theirs = sk.roc_auc_score(y, p[:, 1] if k == 2 else p, multi_class="ovr", average="macro")
+    assert report.roc_auc.value == pytest.approx(theirs)
+
+
+def test_a_class_of_no_image_or_of_every_image_has_no_ranking_and_is_in_no_average():
+    y, p, names = random_case(k=4)
+    y[y == 2] = 0
+    report = score(y, p, classes=names, bootstrap=20)
+    assert [(c.average_precision is None, c.roc_auc is None) for c in report.per_class] == [
+        (c == 2, c == 2) for c in range(4)
+    ]
+    others = [0, 1, 3]
+    theirs = sk.roc_auc_score(np.eye(4)[y][:, others], p[:, others], average="macro")
+    assert report.roc_auc.value == pytest.approx(theirs)
+    alone = score(np.ones(9, int), np.tile([0.2, 0.8], (9, 1)), classes="ab", bootstrap=20)
+    assert alone.per_class[1].average_precision is None  # every image is of it
+    assert alone.average_precision is None
+
+
+def test_draws_of_one_class_only_do_not_spoil_the_interval_of_a_ranking():
+    y = np.array([0, 0, 0, 1])  # a draw in three has no image of class 1
+    p = np.array([[0.9, 0.1], [0.7, 0.3], [0.4, 0.6], [0.5, 0.5]])
+    auc = score(y, p, classes="ab", bootstrap=100).roc_auc
+    assert auc.value == pytest.approx(2 / 3)
+    assert 0 <= auc.low < auc.value < auc.high == 1
+
+
+def test_rankings_of_very_many_images_and_classes_have_no_interval(monkeypatch):
+    y, p, names = random_case(n=100, k=8)
+    monkeypatch.setattr(featx.metrics.scoring, "MAX_RESAMPLED", 800)
+    assert score(y, p, classes=names, bootstrap=20).roc_auc.low is not None
+    monkeypatch.setattr(featx.metrics.scoring, "MAX_RESAMPLED", 799)
+    report = score(y, p, classes=names, bootstrap=20)
+    assert (report.roc_auc.low, report.average_precision.low) == (None, None)
+    assert report.brier.low is not None
+
+
+def guo(y, p, n_bins=15):
+    """Expected calibration error as it is written in Guo et al. 2017, eq. 3: bin by bin."""
+    confidence, right = p.max(axis=1), p.argmax(axis=1) == y
+    error = 0.0
+    for m in range(n_bins):
+        inside = (confidence > m / n_bins) & (confidence <= (m + 1) / n_bins)
+        if inside.any():
+            gap = right[inside].mean() - confidence[inside].mean()
+            error += inside.sum() / len(y) * abs(gap)
+    return error
+
+
+@pytest.mark.parametrize("k", [2, 8, 30])
+def test_the_calibration_error_is_guos_and_the_curve_scikit_learns(k):
+    y, p, names = random_case(n=500, k=k)
+    report = score(y, p, classes=names, bootstrap=0)
+    curve = report.reliability
+    assert report.ece.value == pytest.approx(guo(y, p))
+    assert curve.count.sum() == 500
+    filled = curve.count > 0
+    right = p.argmax(axis=1) == y
+    accuracy, confidence = calibration_curve(right, p.max(axis=1), n_bins=15)
+    np.testing.assert_allclose(curve.accuracy[filled], accuracy)
+    np.testing.assert_allclose(curve.confidence[filled], confidence)
+    assert np.isnan(curve.accuracy[~filled]).all()
+    assert (report.ece.low, report.ece_if_calibrated) == (None, None)
+
+
+def test_a_confidence_on_an_edge_is_in_the_bin_below():
+    p = np.array([[1.0, 0.0], [0.6, 0.4], [0.4, 0.6]])  # 0.6 is 9 of 15
+    curve = score([0, 0, 0], p, classes="ab", bootstrap=0).reliability
+    assert np.flatnonzero(curve.count).tolist() == [8, 14]
+    assert curve.accuracy[8] == 0.5
+
+
+def test_the_calibration_error_of_a_calibrated_head_lies_where_the_report_says():
+    rng = np.random.default_rng(0)
+    inside = 0
+    for trial in range(100):
+        p = rng.dirichlet([1.0, 1.0, 1.0], 120)
+        y = (rng.random((120, 1)) > p.cumsum(axis=1)).sum(axis=1)  # drawn from p: calibrated
+        report = score(y, p, classes="abc", bootstrap=200, seed=trial)
+        low, high = report.ece_if_calibrated
+        inside += low <= report.ece.value <= high
+        assert low > 0.02  # by chance alone
+    assert 88 <= inside <= 99
+    surer = p**3 / (p**3).sum(axis=1, keepdims=True)
+    report = score(y, surer, classes="abc", bootstrap=200)
+    assert report.ece.value > report.ece_if_calibrated[1]
 
 
 def test_the_most_confused_pairs_are_named_largest_first():
@@ -184,6 +300,7 @@ def test_the_report_is_ready_for_json():
     y, p, names = random_case()
     report = score(y, p, classes=names, train_counts=np.arange(8))
     assert json.loads(json.dumps(report.to_dict(), allow_nan=False)) == report.to_dict()
+    assert report.to_dict()["reliability"]["accuracy"][0] is None  # no NaN in JSON
     assert report.to_dict()["baseline"]["accuracy"]["value"] == report.baseline.accuracy.value
 
 
