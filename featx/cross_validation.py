@@ -16,7 +16,7 @@ from featx.errors import InputError
 from featx.featureset import FeatureSet, load_intact
 from featx.grouping import Grouping, group_images
 from featx.heads.base import Head
-from featx.heads.making import make_head
+from featx.heads.making import fit_on, make_head
 from featx.images import display_names
 from featx.metrics import Estimate, Report, score
 from featx.splits import cross_validation_folds
@@ -183,7 +183,7 @@ def cross_validate(
     for repeat, parts in enumerate(drawn):
         for number, (train, test) in enumerate(parts):
             estimator = make_head(head, params, device=device, seed=seed + repeat)
-            _fit(estimator, features, rows[train], groups[train])
+            fit_on(estimator, features.X, features.y, rows[train], groups=grouping.groups)
             proba = estimator.predict_proba(features.X[rows[test]])
             known = estimator.classes_  # every class of the test rows is among them
             y_pred[repeat, test] = known[proba.argmax(axis=1)]
@@ -198,11 +198,6 @@ def cross_validate(
             if advance is not None:
                 advance(len(folds), n_fits)
     return _summary(features, rows, grouping, folds, y_pred, head, params, cv, repeats, seed)
-
-
-def _fit(estimator: Head, features: FeatureSet, rows: np.ndarray, groups: np.ndarray) -> None:
-    known = {"groups": groups} if (groups >= 0).any() else {}
-    estimator.fit(features.X[rows], features.y[rows], **known)
 
 
 def _chosen(estimator: Head) -> str:

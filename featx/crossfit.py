@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from sklearn.base import clone
 
+from featx.heads.base import Head
 from featx.splits import cross_validation_folds
 
 
@@ -22,9 +23,8 @@ def out_of_fold(
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_]]:
     """Log-probabilities of every row by a head that was fitted on the other folds.
 
-    The choices of `estimator` are kept: a parameter that its fit has settled (`C` where it has
-    `C_`) is not chosen anew in the folds. They were made on these very rows, which is the one
-    thing that the predictions owe to them.
+    The choices of `estimator` are kept, not made anew in the folds. They were made on these very
+    rows, which is the one thing that the predictions owe to them.
 
     Parameters
     ----------
@@ -56,11 +56,12 @@ def out_of_fold(
     """
     classes = np.asarray(estimator.classes_)
     numbers = np.searchsorted(classes, y)
+    settled = estimator.choice().params if isinstance(estimator, Head) else {}
     found = np.full((len(y), len(classes)), np.nan)
     for train, val in cross_validation_folds(numbers, n_folds=cv, groups=groups, seed=seed):
         if len(np.unique(numbers[train])) < 2:
             continue
-        fitted = _as_chosen(estimator)
+        fitted = clone(estimator).set_params(**settled)
         keywords: dict[str, Any] = {}
         if groups is not None and (groups >= 0).any():
             keywords["groups"] = groups[train]
@@ -70,14 +71,3 @@ def out_of_fold(
         with np.errstate(divide="ignore"):  # log 0 is -inf
             found[np.ix_(val, columns)] = np.log(fitted.predict_proba(X[val]))
     return found, ~np.isnan(found[:, 0])
-
-
-def _as_chosen(estimator: Any) -> Any:
-    """An unfitted copy whose parameters are those that the fit settled on."""
-    copy = clone(estimator)
-    settled = {
-        name: getattr(estimator, f"{name}_")
-        for name in copy.get_params(deep=False)
-        if hasattr(estimator, f"{name}_")
-    }
-    return copy.set_params(**settled)

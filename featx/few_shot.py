@@ -16,7 +16,7 @@ from featx.devices import resolve_device
 from featx.errors import InputError
 from featx.featureset import FeatureSet, load_intact
 from featx.grouping import group_images
-from featx.heads.making import make_head
+from featx.heads.making import fit_on, make_head
 from featx.metrics import Estimate
 from featx.splits import Split, make_split
 from featx.workspace import newest_cache
@@ -167,7 +167,7 @@ def learning_curve(
         estimator = _few_shot_head(head, params, device, seed + max(repeat, 0), features, rows)
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            _fit(estimator, features, rows, grouping.groups)
+            fit_on(estimator, features.X, features.y, rows, groups=grouping.groups)
         for warning in caught:
             heard.setdefault(warning.category, []).append(str(warning.message))
         rights.setdefault(shot if repeat >= 0 else 0, []).append(
@@ -230,11 +230,6 @@ def _few_shot_head(
         fixed = {k: v for k, v in estimator.UNCHOSEN.items() if getattr(estimator, k) is None}
         estimator.set_params(**fixed)
     return estimator
-
-
-def _fit(estimator: Any, features: FeatureSet, rows: IntArray, groups: IntArray) -> None:
-    known = {"groups": groups[rows]} if (groups[rows] >= 0).any() else {}
-    estimator.fit(features.X[rows], features.y[rows], **known)
 
 
 def _point(shots: int | None, right: npt.NDArray[np.bool_], counts: IntArray, seed: int) -> Point:

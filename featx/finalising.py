@@ -14,7 +14,7 @@ from featx.featureset import load_intact
 from featx.fitting import Fit, describe, keep
 from featx.grouping import group_images
 from featx.heads.cached import load_recorded
-from featx.heads.making import make_head
+from featx.heads.making import fit_on, make_head
 from featx.splits import Split
 
 _ENDING = ".final.safetensors"
@@ -83,9 +83,7 @@ def fit_final(
         file.kind, params, device=resolve_device(device).name, seed=settings["seed"]
     )
     rows = np.flatnonzero(features.y >= 0)
-    groups = grouping.groups[rows]
-    known = {"groups": groups} if (groups >= 0).any() else {}
-    estimator.fit(features.X[rows], features.y[rows], **known)
+    fit_on(estimator, features.X, features.y, rows, groups=grouping.groups)
     none = np.empty(0, np.int64)
     split = Split(
         train=rows,

@@ -21,8 +21,7 @@ from featx.grouping import group_images
 from featx.heads.base import Choice, Head
 from featx.heads.cached import load_recorded
 from featx.heads.file import HeadFile, load_head, save_head
-from featx.heads.making import make_head
-from featx.heads.network import NetworkHead
+from featx.heads.making import fit_on, make_head
 from featx.splits import Split, make_split
 from featx.workspace import newest_cache
 
@@ -110,7 +109,14 @@ def fit_head(
             "leave --test-fraction away"
         )
     _check_classes(features, split)
-    _fit(estimator, features, split, grouping.groups)
+    fit_on(
+        estimator,
+        features.X,
+        features.y,
+        split.train,
+        val_rows=split.val,
+        groups=grouping.groups,
+    )
     settings = {
         "head": head,
         "params": _plain(params),
@@ -208,20 +214,6 @@ def keep(
         },
     )
     return Fit(path, load_head(path), split, features, replaced)
-
-
-def _fit(estimator: Any, features: FeatureSet, split: Split, groups: np.ndarray) -> None:
-    """Fit on the training rows; validation rows only serve to choose."""
-    groups = groups[split.train]
-    grouped = {"groups": groups} if (groups >= 0).any() else {}
-    if isinstance(estimator, NetworkHead):  # reads the rows of the memory map as it needs them
-        val_rows = split.val if len(split.val) else None
-        estimator.fit(features.X, features.y, rows=split.train, val_rows=val_rows, **grouped)
-        return
-    rows = {"X": features.X[split.train], "y": features.y[split.train], **grouped}
-    if len(split.val):
-        rows |= {"X_val": features.X[split.val], "y_val": features.y[split.val]}
-    estimator.fit(**rows)
 
 
 def _check_classes(features: FeatureSet, split: Split) -> None:

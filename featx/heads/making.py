@@ -5,9 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from featx.errors import InputError
 from featx.heads.base import Head
 from featx.heads.contents import HEADS
+from featx.heads.network import NetworkHead
 
 
 def make_head(kind: str, params: Mapping[str, Any], *, device: str, seed: int) -> Head:
@@ -35,3 +39,33 @@ def make_head(kind: str, params: Mapping[str, Any], *, device: str, seed: int) -
             f"it has {', '.join(sorted(known))}"
         )
     return HEADS[kind](**{"device": device, "random_state": seed, **params})
+
+
+def fit_on(
+    estimator: Head,
+    X: npt.NDArray[Any],
+    y: npt.NDArray[Any],
+    rows: npt.NDArray[np.int64],
+    *,
+    val_rows: npt.NDArray[np.int64] | None = None,
+    groups: npt.NDArray[np.int64] | None = None,
+) -> Head:
+    """Fit on some rows of features, which are copied only where a head needs them all at once.
+
+    Parameters
+    ----------
+    estimator : what to fit.
+    X, y : (n, d), (n,) all rows, perhaps a memory map.
+    rows : (m,) to train on.
+    val_rows : to choose on; none: the head chooses inside `rows`.
+    groups : (n,) of all rows, -1 for none.
+    """
+    keywords: dict[str, Any] = {}
+    if groups is not None and (groups[rows] >= 0).any():
+        keywords["groups"] = groups[rows]
+    has_val = val_rows is not None and len(val_rows) > 0
+    if isinstance(estimator, NetworkHead):  # reads the rows of the memory map as it needs them
+        return estimator.fit(X, y, rows=rows, val_rows=val_rows if has_val else None, **keywords)
+    if has_val:
+        keywords |= {"X_val": X[val_rows], "y_val": y[val_rows]}
+    return estimator.fit(X[rows], y[rows], **keywords)
