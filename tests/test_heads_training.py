@@ -14,7 +14,8 @@ from featx.heads import LR_GRID, LinearHead, MLPHead
 from featx.heads import base as base_module
 from featx.heads import rows as rows_module
 from featx.heads.rows import Rows
-from featx.heads.training import matmul_precision
+from featx.heads.stack import Stack
+from featx.heads.training import _evaluate, matmul_precision
 from featx.splits import cross_validation_folds
 
 
@@ -460,10 +461,34 @@ def test_the_global_matmul_precision_is_put_back():
     assert matmul.fp32_precision == before
 
 
+def test_measuring_is_in_full_precision_whatever_the_training_is_in(monkeypatch):
+    X, y = birds()
+    precisions = []
+    watch(
+        monkeypatch,
+        Stack,
+        "forward",
+        lambda: precisions.append(torch.backends.cuda.matmul.fp32_precision),
+    )
+    val = Rows.of(X, y, np.arange(130), np.zeros(10), np.ones(10), "cpu")
+    with matmul_precision("tf32"):
+        _evaluate(Stack.drawn((10, 3), [torch.Generator()], "cpu"), val)
+    assert precisions == ["ieee"]
+
+
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
 @pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16", "fp16"])
-@pytest.mark.parametrize("head", [LinearHead(epochs=20), MLPHead((16,), epochs=20)], ids=str)
+@pytest.mark.parametrize(
+    "head",
+    [
+        LinearHead(epochs=20),
+        LinearHead(epochs=20, lr=(1e-3, 1e-2), optimizer="sgd", schedule="cosine"),
+        MLPHead((16,), epochs=20),
+        MLPHead((16,), epochs=20, n_seeds=3),
+    ],
+    ids=str,
+)
 def test_the_gpu_trains_in_every_precision_and_repeats_to_the_bit(head, precision):
     X, y = birds()
     head.set_params(device="cuda", precision=precision)

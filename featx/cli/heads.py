@@ -277,7 +277,8 @@ def _draw_curves(fitted: Fit, path: Path) -> None:
             for name, values in curves.items():
                 values.append(epoch[name])
     best = {"best_epoch": facts["best_epoch"] - 1}
-    for note in training_curves_png(path, {**history, **best}, others=others):
+    title = f"Training of the head, lr {facts['lr']:g}" if others else "Training of the head"
+    for note in training_curves_png(path, {**history, **best}, others=others, title=title):
         tell(note)
     tell(f"wrote {path}")
 

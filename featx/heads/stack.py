@@ -111,7 +111,8 @@ class Stack:
 class Dropout:
     """Masks (Srivastava et al. 2014) that each network draws from a generator of its own.
 
-    The rate is taken to 1 / 65,536, so that 64 random bits serve four units; `kept` is the rest.
+    The rate is taken to 1 / 65,536, so that on the CPU 64 random bits serve four units; `kept` is
+    the rest.
     """
 
     def __init__(self, rate: float, generators: list[torch.Generator]) -> None:
@@ -121,9 +122,14 @@ class Dropout:
 
     def masks(self, shape: torch.Size) -> Tensor:
         """(g, b, h): 0, or 1 / kept, so that the mean stays."""
-        n = shape[1] * shape[2]
         device = self.generators[0].device
-        bits = torch.empty((len(self.generators), -(-n // 4)), dtype=torch.int64, device=device)
+        if device.type != "cpu":
+            masks = torch.empty(shape, device=device)
+            for mask, generator in zip(masks, self.generators, strict=True):
+                mask.bernoulli_(self.kept, generator=generator)
+            return masks.mul_(1 / self.kept)
+        n = shape[1] * shape[2]
+        bits = torch.empty((len(self.generators), -(-n // 4)), dtype=torch.int64)
         for row, generator in zip(bits, self.generators, strict=True):
             row.random_(-(1 << 63), None, generator=generator)
         kept = bits.view(torch.int16)[:, :n] >= self._least

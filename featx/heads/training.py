@@ -237,7 +237,8 @@ def _evaluate(stack: Stack, rows: Rows) -> list[list[float]]:
     widest = sum(weight.shape[0] * weight.shape[1] for weight in stack.weights)
     losses, right = [], []
     for x, y in rows.blocks(max(1, min(_EVALUATION_ROWS, _EVALUATION_VALUES // widest))):
-        logits, _ = stack.forward(x)
+        with matmul_precision("fp32"):
+            logits, _ = stack.forward(x)
         loss, _ = cross_entropy(logits, y, 0.0)
         losses.append(loss.sum(dim=1))
         right.append((logits.argmax(dim=2) == y).sum(dim=1))
