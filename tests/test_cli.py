@@ -212,6 +212,11 @@ def test_heads_of_every_kind_are_fitted_with_their_options(tmp_path: Path) -> No
         assert picture.size > (100, 100)
     featx_("fit-head", "--head", "ridge", "--alpha", "3", "--no-standardise")
     assert Path("cache/a.ridge+alpha=3+standardise=False.safetensors").is_file()
+    featx_("fit-head", "--head", "knn", "--n-neighbors", "3", "--weights", "uniform",
+           "--temperature", "0.1", "--standardise")  # fmt: skip
+    assert Path(
+        "cache/a.knn+n_neighbors=3+standardise=True+temperature=0.1+weights=uniform.safetensors"
+    ).is_file()
     told = json.loads(featx_("info", "my.safetensors", "--json").stdout)
     assert told["kind"] == "mlp"
     assert told["settings"]["params"]["hidden"] == [8, 4]
@@ -220,7 +225,7 @@ def test_heads_of_every_kind_are_fitted_with_their_options(tmp_path: Path) -> No
     assert "linear or mlp" in featx_("fit-head", "--curves", "c.png", code=2).stderr
 
 
-@pytest.mark.parametrize("head", ["logistic", "linear", "mlp", "ridge"])
+@pytest.mark.parametrize("head", ["logistic", "linear", "mlp", "ridge", "knn"])
 def test_fit_head_tells_what_it_chose_and_on_what(head: str, tmp_path: Path) -> None:
     write_cache(tmp_path / "cache" / "a.h5")
     made = featx_("fit-head", "--head", head).stdout

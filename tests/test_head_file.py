@@ -17,6 +17,7 @@ import featx.heads.file
 from featx.errors import DiskError, HeadError, InputError
 from featx.heads import (
     HEADS,
+    KNNHead,
     LinearHead,
     LogisticHead,
     MLPHead,
@@ -41,8 +42,9 @@ FITTED = [
     LinearHead(epochs=3, device="cpu").fit(*birds()),
     MLPHead((6, 4), epochs=3, device="cpu").fit(*birds()),
     RidgeHead(device="cpu").fit(*birds()),
+    KNNHead(device="cpu").fit(*birds()),
 ]
-IDS = ["logistic", "logistic of two classes", "linear", "mlp", "ridge"]
+IDS = ["logistic", "logistic of two classes", "linear", "mlp", "ridge", "knn"]
 each_head = pytest.mark.parametrize("head", FITTED, ids=IDS)
 
 
@@ -159,8 +161,12 @@ def nan_head():
 @pytest.mark.parametrize(
     ("head", "keywords", "message"),
     [
-        (LogisticHead(), {}, "holds a fitted logistic, linear, mlp, ridge head, got LogisticHead"),
-        ("head", {}, "holds a fitted logistic, linear, mlp, ridge head, got 'head'"),
+        (
+            LogisticHead(),
+            {},
+            "holds a fitted logistic, linear, mlp, ridge, knn head, got LogisticHead",
+        ),
+        ("head", {}, "holds a fitted logistic, linear, mlp, ridge, knn head, got 'head'"),
         (FITTED[0], {"classes": ["a", "b"]}, "it names 2 classes for 3 labels"),
         (FITTED[0], {"classes": ["a", "b", "b"]}, "class names are not different strings"),
         (FITTED[0], {"split": {"test": hashes(1)}}, "split has a part 'test'; its parts are train"),
@@ -399,6 +405,43 @@ def test_garbled_facts_are_refused(name, value, tmp_path):
         load_head(forged(tmp_path / "f.safetensors", header, tensors))
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"rows": np.zeros((0, 5), np.float32), "labels": np.zeros(0, np.int64)}, "has 0 training"),
+        ({"rows": np.zeros((59, 5), np.float32)}, "has 59 training rows and 60 labels of them"),
+        ({"rows": np.zeros((60, 4), np.float32)}, r"expected \(None, 5\) float32"),
+        ({"rows": np.full((60, 5), 0.5, np.float32)}, "its training rows are longer than 1"),
+        ({"rows": np.full((60, 5), np.inf, np.float32)}, "'rows' holds values that are not finite"),
+        ({"labels": np.full(60, -1)}, "labels of its training rows are no classes of it"),
+        ({"labels": np.full(60, 3)}, "labels of its training rows are no classes of it"),
+        ({"labels": np.zeros(60)}, r"expected \(None,\) int64"),
+    ],
+    ids=range(8),
+)
+def test_hostile_training_rows_are_refused(changes, message, tmp_path):
+    header, tensors = parts(tmp_path, FITTED[5])
+    with pytest.raises(HeadError, match=message):
+        load_head(forged(tmp_path / "f.safetensors", header, tensors | changes))
+
+
+@pytest.mark.parametrize("value", [0, -3, True, 1.5, "1", None, 10**400])
+def test_a_number_of_neighbours_that_no_fit_gives_is_refused(value, tmp_path):
+    header, tensors = parts(tmp_path, FITTED[5])
+    header["facts"]["n_neighbors_"] = value
+    with pytest.raises(HeadError, match="garbled: n_neighbors_ is no positive count"):
+        load_head(forged(tmp_path / "f.safetensors", header, tensors))
+
+
+def test_more_neighbours_than_rows_are_all_rows(tmp_path):
+    header, tensors = parts(tmp_path, FITTED[5])
+    header["facts"]["n_neighbors_"] = 10**20
+    p = load_head(forged(tmp_path / "f.safetensors", header, tensors)).head.predict_proba(
+        birds()[0]
+    )
+    assert np.isfinite(p).all()
+
+
 @pytest.mark.parametrize("value", [0, -1.0, True, "1", 1e-200, 1e200, 10**400, None])
 def test_a_temperature_that_no_fit_gives_is_refused(value, tmp_path):
     header, tensors = parts(tmp_path, FITTED[4])
@@ -503,4 +546,5 @@ def test_every_head_has_a_kind_that_loading_knows():
         "LinearHead",
         "MLPHead",
         "RidgeHead",
+        "KNNHead",
     ]

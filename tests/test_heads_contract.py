@@ -9,7 +9,7 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 
 import featx.heads.base
 from featx.errors import InputError
-from featx.heads import LinearHead, LogisticHead, MLPHead, RidgeHead
+from featx.heads import KNNHead, LinearHead, LogisticHead, MLPHead, RidgeHead
 from featx.heads.base import learn_standardisation, standardised_blocks
 
 QUICK = [
@@ -17,6 +17,8 @@ QUICK = [
     LinearHead(epochs=15, lr=0.05, device="cpu"),
     MLPHead(hidden=(8,), epochs=15, lr=0.02, device="cpu"),
     RidgeHead(device="cpu"),
+    KNNHead(device="cpu"),
+    KNNHead(3, weights="uniform", standardise=True, device="cpu"),
 ]
 
 
@@ -131,6 +133,7 @@ def test_probabilities_sum_to_one_even_for_rows_far_away(head):
 def test_validation_rows_are_not_trained_on(head):
     X, y = birds()
     other = X[:30] * 3 + 100
+    head = clone(head).set_params(standardise=True)
     a = clone(head).fit(X, y, X_val=X[:30], y_val=y[:30])
     b = clone(head).fit(X, y, X_val=other, y_val=y[:30])
     assert np.array_equal(a.mean_, b.mean_)
@@ -220,6 +223,9 @@ def test_a_bad_common_parameter_is_told_in_one_sentence(head, name, value, messa
         (RidgeHead(alphas="gcv"), "alphas must be 'default'"),
         (RidgeHead(cv=1.5), "cv must be a whole number of folds, 2 or more, got 1.5"),
         (RidgeHead(class_weight={0: 0}), "class_weight must be None, 'balanced' or a dict of"),
+        (KNNHead(0), "n_neighbors must be a whole number, 1 or more, or None, got 0"),
+        (KNNHead(weights="distance"), "weights must be 'exponential' or 'uniform', got 'distance'"),
+        (KNNHead(temperature=0), "temperature must be a number, 0.000001 or more, got 0"),
         (RidgeHead(class_weight="even"), "class_weight must be None, 'balanced' or a dict of"),
     ],
     ids=str,

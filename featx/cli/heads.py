@@ -25,7 +25,8 @@ def fit_head(
         Path | None, typer.Argument(help="A cache; the newest in --cache-dir if none is named.")
     ] = None,
     head: Annotated[
-        str, typer.Option(help="logistic, linear, mlp or ridge; all fits and ranks every one.")
+        str,
+        typer.Option(help="logistic, linear, mlp, ridge or knn; all fits and ranks every one."),
     ] = "logistic",
     out_file: Annotated[
         Path | None, typer.Option("--out", help="The head file, instead of the default name.")
@@ -101,11 +102,21 @@ def fit_head(
     alpha: Annotated[
         float | None, typer.Option(min=0, help="ridge: penalty; chosen if not given.")
     ] = None,
+    n_neighbors: Annotated[
+        int | None, typer.Option(min=1, help="knn: neighbours that vote; chosen if not given.")
+    ] = None,
+    weights: Annotated[
+        str | None,
+        typer.Option(help="knn: exponential (nearer rows weigh more; the default) or uniform."),
+    ] = None,
+    temperature: Annotated[
+        float | None, typer.Option(min=0, help="knn: of the exponential weights, 0.07.")
+    ] = None,
     standardise: Annotated[
         bool | None,
         typer.Option(
             "--standardise/--no-standardise",
-            help="Whether features are brought to mean 0 and variance 1 first.",
+            help="Bring features to mean 0 and variance 1 first; the default of all heads but knn.",
         ),
     ] = None,
     test_fraction: Annotated[
@@ -156,6 +167,9 @@ def fit_head(
             label_smoothing=label_smoothing,
             cv=cv,
             alpha=alpha,
+            n_neighbors=n_neighbors,
+            weights=weights,
+            temperature=temperature,
             standardise=standardise,
             precision=precision,
         ),

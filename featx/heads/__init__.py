@@ -1,6 +1,7 @@
 """Heads: scikit-learn classifiers over feature rows, and the file that keeps one."""
 
 from featx.heads.file import HEADS, HeadFile, load_head, save_head
+from featx.heads.knn import NEIGHBOURS_GRID, KNNHead
 from featx.heads.linear import LR_GRID, LinearHead
 from featx.heads.logistic import C_GRID, LogisticHead
 from featx.heads.mlp import MLPHead
@@ -11,7 +12,9 @@ __all__ = [
     "C_GRID",
     "HEADS",
     "LR_GRID",
+    "NEIGHBOURS_GRID",
     "HeadFile",
+    "KNNHead",
     "LinearHead",
     "LogisticHead",
     "MLPHead",

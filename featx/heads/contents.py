@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from featx.errors import HeadError, InputError
 from featx.heads.base import Head
+from featx.heads.knn import KNNHead
 from featx.heads.linear import LinearHead
 from featx.heads.logistic import LogisticHead
 from featx.heads.mlp import MLPHead
@@ -28,10 +29,11 @@ HEADS: Final[Mapping[str, type[Head]]] = {
     "linear": LinearHead,
     "mlp": MLPHead,
     "ridge": RidgeHead,
+    "knn": KNNHead,
 }
 SPLIT_PARTS: Final = ("train", "val", "held_out")
 
-DTYPES: Final = {"F64": np.float64, "F32": np.float32, "U8": np.uint8}
+DTYPES: Final = {"F64": np.float64, "F32": np.float32, "I64": np.int64, "U8": np.uint8}
 _HEADER_BYTES: Final = 100_000_000  # safetensors' own limit
 _LARGEST: Final = 1e90  # (0 - mean) / scale * coef stays within a float64
 _STEEPEST: Final = 1e30  # and so does that over a temperature
@@ -171,7 +173,7 @@ def _check_tensors(
                 f"tensor {name!r} is {tensor.shape} {tensor.dtype}, "
                 f"expected {shape} {np.dtype(DTYPES[dtype])}"
             )
-        if dtype != "U8" and not np.isfinite(tensor).all():
+        if dtype in ("F64", "F32") and not np.isfinite(tensor).all():
             raise HeadError(f"tensor {name!r} holds values that are not finite")
         if dtype == "F64" and (np.abs(tensor) > _LARGEST).any():
             raise HeadError(f"tensor {name!r} holds values that no fit gives, above {_LARGEST:g}")
