@@ -70,7 +70,7 @@ def fit_head(
     Parameters
     ----------
     cache : a finished cache; the newest in `cache_dir` if none is named.
-    head : ``logistic``, ``linear``, ``mlp``, ``ridge`` or ``knn``.
+    head : ``logistic``, ``linear``, ``mlp``, ``ridge``, ``knn`` or ``centroid``.
     out : the head file; by default beside the cache, under a name that carries every setting that
         is not the default.
     force : replace a head of other settings that has this name.

@@ -217,6 +217,8 @@ def test_heads_of_every_kind_are_fitted_with_their_options(tmp_path: Path) -> No
     assert Path(
         "cache/a.knn+n_neighbors=3+standardise=True+temperature=0.1+weights=uniform.safetensors"
     ).is_file()
+    featx_("fit-head", "--head", "centroid", "--metric", "cosine")
+    assert Path("cache/a.centroid+metric=cosine.safetensors").is_file()
     told = json.loads(featx_("info", "my.safetensors", "--json").stdout)
     assert told["kind"] == "mlp"
     assert told["settings"]["params"]["hidden"] == [8, 4]
@@ -225,7 +227,7 @@ def test_heads_of_every_kind_are_fitted_with_their_options(tmp_path: Path) -> No
     assert "linear or mlp" in featx_("fit-head", "--curves", "c.png", code=2).stderr
 
 
-@pytest.mark.parametrize("head", ["logistic", "linear", "mlp", "ridge", "knn"])
+@pytest.mark.parametrize("head", ["logistic", "linear", "mlp", "ridge", "knn", "centroid"])
 def test_fit_head_tells_what_it_chose_and_on_what(head: str, tmp_path: Path) -> None:
     write_cache(tmp_path / "cache" / "a.h5")
     made = featx_("fit-head", "--head", head).stdout

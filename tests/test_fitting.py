@@ -177,7 +177,7 @@ def test_the_record_says_truly_what_choices_were_made_on(tmp_path: Path) -> None
     assert record["chosen_on"] == "12 val images"
     assert told("ridge") == "leave-one-out"
     assert told("ridge", alpha=1.0) == "nothing: alpha was given"
-    assert told("knn") == "leave-one-out"
+    assert told("knn") == told("centroid") == "leave-one-out"
     assert told("knn", n_neighbors=3) == "nothing: n_neighbors was given"
 
 

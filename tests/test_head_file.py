@@ -17,6 +17,7 @@ import featx.heads.file
 from featx.errors import DiskError, HeadError, InputError
 from featx.heads import (
     HEADS,
+    CentroidHead,
     KNNHead,
     LinearHead,
     LogisticHead,
@@ -43,8 +44,9 @@ FITTED = [
     MLPHead((6, 4), epochs=3, device="cpu").fit(*birds()),
     RidgeHead(device="cpu").fit(*birds()),
     KNNHead(device="cpu").fit(*birds()),
+    CentroidHead("cosine", device="cpu").fit(*birds()),
 ]
-IDS = ["logistic", "logistic of two classes", "linear", "mlp", "ridge", "knn"]
+IDS = ["logistic", "logistic of two classes", "linear", "mlp", "ridge", "knn", "centroid"]
 each_head = pytest.mark.parametrize("head", FITTED, ids=IDS)
 
 
@@ -164,9 +166,9 @@ def nan_head():
         (
             LogisticHead(),
             {},
-            "holds a fitted logistic, linear, mlp, ridge, knn head, got LogisticHead",
+            "holds a fitted logistic, linear, mlp, ridge, knn, centroid head, got LogisticHead",
         ),
-        ("head", {}, "holds a fitted logistic, linear, mlp, ridge, knn head, got 'head'"),
+        ("head", {}, "holds a fitted logistic, linear, mlp, ridge, knn, centroid head, got 'head'"),
         (FITTED[0], {"classes": ["a", "b"]}, "it names 2 classes for 3 labels"),
         (FITTED[0], {"classes": ["a", "b", "b"]}, "class names are not different strings"),
         (FITTED[0], {"split": {"test": hashes(1)}}, "split has a part 'test'; its parts are train"),
@@ -547,4 +549,5 @@ def test_every_head_has_a_kind_that_loading_knows():
         "MLPHead",
         "RidgeHead",
         "KNNHead",
+        "CentroidHead",
     ]

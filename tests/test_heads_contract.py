@@ -9,7 +9,7 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 
 import featx.heads.base
 from featx.errors import InputError
-from featx.heads import KNNHead, LinearHead, LogisticHead, MLPHead, RidgeHead
+from featx.heads import CentroidHead, KNNHead, LinearHead, LogisticHead, MLPHead, RidgeHead
 from featx.heads.base import learn_standardisation, standardised_blocks
 
 QUICK = [
@@ -19,6 +19,8 @@ QUICK = [
     RidgeHead(device="cpu"),
     KNNHead(device="cpu"),
     KNNHead(3, weights="uniform", standardise=True, device="cpu"),
+    CentroidHead(device="cpu"),
+    CentroidHead("cosine", device="cpu"),
 ]
 
 
@@ -226,6 +228,8 @@ def test_a_bad_common_parameter_is_told_in_one_sentence(head, name, value, messa
         (KNNHead(0), "n_neighbors must be a whole number, 1 or more, or None, got 0"),
         (KNNHead(weights="distance"), "weights must be 'exponential' or 'uniform', got 'distance'"),
         (KNNHead(temperature=0), "temperature must be a number, 0.000001 or more, got 0"),
+        (CentroidHead("manhattan"), "metric must be 'euclidean' or 'cosine', got 'manhattan'"),
+        (CentroidHead(cv=1), "cv must be a whole number of folds, 2 or more, got 1"),
         (RidgeHead(class_weight="even"), "class_weight must be None, 'balanced' or a dict of"),
     ],
     ids=str,

@@ -121,7 +121,7 @@ def test_real_photographs_are_classified_as_well_as_published(
     report = featx.evaluate(features.path, fit.path).report
     assert report.accuracy.value >= least
     assert report.accuracy.low > report.baseline.accuracy.value
-    for head in ("ridge", "knn"):
+    for head in ("ridge", "knn", "centroid"):
         other = featx.evaluate(features.path, featx.fit_head(features.path, head=head).path).report
         assert other.accuracy.value >= 0.9, head
         assert other.accuracy.low > other.baseline.accuracy.high, head

@@ -26,7 +26,9 @@ def fit_head(
     ] = None,
     head: Annotated[
         str,
-        typer.Option(help="logistic, linear, mlp, ridge or knn; all fits and ranks every one."),
+        typer.Option(
+            help="logistic, linear, mlp, ridge, knn or centroid; all fits and ranks every one."
+        ),
     ] = "logistic",
     out_file: Annotated[
         Path | None, typer.Option("--out", help="The head file, instead of the default name.")
@@ -112,6 +114,9 @@ def fit_head(
     temperature: Annotated[
         float | None, typer.Option(min=0, help="knn: of the exponential weights, 0.07.")
     ] = None,
+    metric: Annotated[
+        str | None, typer.Option(help="centroid: euclidean (the default) or cosine.")
+    ] = None,
     standardise: Annotated[
         bool | None,
         typer.Option(
@@ -170,6 +175,7 @@ def fit_head(
             n_neighbors=n_neighbors,
             weights=weights,
             temperature=temperature,
+            metric=metric,
             standardise=standardise,
             precision=precision,
         ),

@@ -1,5 +1,6 @@
 """Heads: scikit-learn classifiers over feature rows, and the file that keeps one."""
 
+from featx.heads.centroid import CentroidHead
 from featx.heads.file import HEADS, HeadFile, load_head, save_head
 from featx.heads.knn import NEIGHBOURS_GRID, KNNHead
 from featx.heads.linear import LR_GRID, LinearHead
@@ -13,6 +14,7 @@ __all__ = [
     "HEADS",
     "LR_GRID",
     "NEIGHBOURS_GRID",
+    "CentroidHead",
     "HeadFile",
     "KNNHead",
     "LinearHead",

@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from featx.errors import HeadError, InputError
 from featx.heads.base import Head
+from featx.heads.centroid import CentroidHead
 from featx.heads.knn import KNNHead
 from featx.heads.linear import LinearHead
 from featx.heads.logistic import LogisticHead
@@ -30,6 +31,7 @@ HEADS: Final[Mapping[str, type[Head]]] = {
     "mlp": MLPHead,
     "ridge": RidgeHead,
     "knn": KNNHead,
+    "centroid": CentroidHead,
 }
 SPLIT_PARTS: Final = ("train", "val", "held_out")
 
