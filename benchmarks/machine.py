@@ -21,6 +21,7 @@ _PACKAGES: Final = (
     "torchvision",
     "numpy",
     "h5py",
+    "isal",
     "pillow",
     "simplejpeg",
     "openvino",

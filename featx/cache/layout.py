@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import zlib
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import IntEnum
+from functools import cached_property
+from itertools import pairwise
 from typing import Any, Final
 
 import numpy as np
@@ -16,9 +18,10 @@ FORMAT: Final = 1
 
 RUN_BYTES: Final = 65_536  # room for the run report, written in place
 ERROR_BYTES: Final = 160
+SHA256_BYTES: Final = 32
 ALIGNMENT: Final = 4_096  # features start on a page, so that numpy.memmap reads them in place
 ATTRIBUTES: Final = ("format", "spec", "fingerprint", "plan", "root")
-MASKING: Final = ("status", "sha256", "errors")  # what `mask_of` takes
+MASKING: Final = ("status", "sha256", "errors")  # what `crc32.mask_of` takes
 SPLIT_NAMES: Final = ("", "train", "val", "test")  # by code
 
 
@@ -60,11 +63,11 @@ class Column:
 
     @property
     def nbytes(self) -> int:
-        return int(np.prod(self.shape, dtype=object)) * self.dtype.itemsize
+        return math.prod(self.shape) * self.dtype.itemsize
 
-    @property
+    @cached_property
     def row_bytes(self) -> int:
-        return int(np.prod(self.shape[1:], dtype=object)) * self.dtype.itemsize
+        return math.prod(self.shape[1:]) * self.dtype.itemsize
 
 
 def columns(
@@ -84,7 +87,7 @@ def columns(
     return {
         "status": Column(u1, (n,), True),
         "crc32": Column(np.dtype("<u4"), (n,), True),
-        "sha256": Column(u1, (n, 32), True),
+        "sha256": Column(u1, (n, SHA256_BYTES), True),
         "errors": Column(np.dtype(f"S{ERROR_BYTES}"), (n,), True),
         "labels": Column(i8, (n,), False),
         "split": Column(u1, (n,), False),
@@ -99,30 +102,6 @@ def columns(
     }
 
 
-def crc32_of(features: np.ndarray) -> np.ndarray:
-    """CRC-32 of each row of `features` (n, d...) as it is stored, (n,) uint32."""
-    flat = np.ascontiguousarray(features).reshape(len(features), -1).view(np.uint8)
-    return np.fromiter((zlib.crc32(row.data) for row in flat), dtype="<u4", count=len(flat))
-
-
-def mask_of(status: np.ndarray, sha256: np.ndarray, errors: np.ndarray) -> np.ndarray:
-    """What the checksum of each row is XORed with as long as its file is unfinished.
-
-    What vouches for everything but the features is made when the file is finished. Until then the
-    checksum of a row vouches for all that was written of it, not of its features alone.
-
-    Parameters
-    ----------
-    status, sha256, errors : (n,), (n, 32) and (n,), as they are stored.
-
-    Returns
-    -------
-    (n,) uint32, the CRC-32 of the three.
-    """
-    words = np.ascontiguousarray(errors).view(np.uint8).reshape(len(errors), ERROR_BYTES)
-    return crc32_of(np.concatenate([status[:, None], sha256, words], axis=1))
-
-
 def runs(rows: np.ndarray) -> Iterator[tuple[int, int]]:
     """Slices of `rows` whose numbers follow one another, so that each is one read or write.
 
@@ -131,10 +110,9 @@ def runs(rows: np.ndarray) -> Iterator[tuple[int, int]]:
     >>> list(runs(np.array([3, 4, 5, 9, 1])))
     [(0, 3), (3, 4), (4, 5)]
     """
-    if not len(rows):
-        return
-    breaks = np.flatnonzero(np.diff(rows) != 1) + 1
-    yield from zip([0, *breaks.tolist()], [*breaks.tolist(), len(rows)], strict=True)
+    breaks = (rows[1:] - rows[:-1] != 1).nonzero()[0]
+    starts = [0, *(breaks + 1).tolist()] if len(breaks) else [0]
+    return pairwise([*starts, len(rows)] if len(rows) else starts)
 
 
 def split_counts(split: np.ndarray) -> dict[str, int]:

@@ -10,7 +10,8 @@ from typing import Final
 
 import numpy as np
 
-from featx.cache.layout import MASKING, Status, crc32_of, mask_of
+from featx.cache.crc32 import crc32_of, mask_of
+from featx.cache.layout import MASKING, Status
 from featx.cache.reader import PARTIAL_SUFFIX, CacheFile, open_cache
 from featx.cache.seal import damaged_columns, seal_of
 from featx.errors import CacheError, NewerFormatError

@@ -17,6 +17,7 @@ from typing import Any, Final, Self
 
 import numpy as np
 
+from featx.cache.crc32 import crc32_of, mask_of
 from featx.cache.files import Disk, told_as_disk_error
 from featx.cache.layout import (
     ERROR_BYTES,
@@ -26,9 +27,7 @@ from featx.cache.layout import (
     Status,
     canonical_json,
     columns,
-    crc32_of,
     fingerprint,
-    mask_of,
     runs,
 )
 from featx.cache.reader import PARTIAL_SUFFIX, CacheFile, open_cache

@@ -250,7 +250,7 @@ def cuts(
 
 _PACKAGES = (
     "featx", "torch", "torchvision", "h5py", "numpy", "scikit-learn", "pillow", "simplejpeg",
-    "safetensors", "openvino", "timm", "pillow-heif", "pyarrow",
+    "isal", "safetensors", "openvino", "timm", "pillow-heif", "pyarrow",
 )  # fmt: skip
 
 
