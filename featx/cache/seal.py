@@ -7,9 +7,9 @@ report holds shorter ones of each dataset, so that a check can say which of them
 from __future__ import annotations
 
 import hashlib
-import os
-from collections.abc import Mapping
-from typing import Any, Final
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, BinaryIO, Final
 
 from featx.cache.files import MEND, told_as_disk_error
 from featx.cache.layout import RUN_BYTES, canonical_json
@@ -30,22 +30,66 @@ def seal_of(file: CacheFile) -> tuple[bytes, dict[str, str]]:
     columns : the first 16 hex digits of the SHA-256 of each dataset but `features`, `run` and
         `digest`, and of the bytes that lie in no dataset (``other bytes``).
     """
-    whole = hashlib.sha256()
-    own = {name: hashlib.sha256() for name in file.columns.keys() - {"features", "run", "digest"}}
-    own[OTHER_BYTES] = hashlib.sha256()
+    pieces = _pieces(file)
+    whole, own = hashlib.sha256(), _own_hashes(pieces)
+    _hash(file, pieces, whole, own)
+    return whole.digest(), _hex_digits(own)
+
+
+def sealing(file: CacheFile) -> tuple[dict[str, str], Callable[[], bytes]]:
+    """Digests of a file whose run report is still to be written: what is read is read once.
+
+    Returns
+    -------
+    columns : as of `seal_of`; they belong in the report.
+    digest : gives that of `seal_of` as soon as the report is in the file.
+    """
+    pieces = _pieces(file)
+    run = next(i for i, (name, _, _) in enumerate(pieces) if name == "run")
+    whole, own = hashlib.sha256(), _own_hashes(pieces)
+
+    def digest() -> bytes:
+        _hash(file, pieces[run:], whole, {})
+        return whole.digest()
+
+    with ThreadPoolExecutor(1) as beside:
+        before = beside.submit(_hash, file, pieces[:run], whole, {})
+        _hash(file, pieces, None, own)
+        before.result()
+    return _hex_digits(own), digest
+
+
+def _pieces(file: CacheFile) -> list[tuple[str, int, int]]:
+    """Name, start and stop of all that lies outside `features`, in the file's order."""
     spans = sorted((file.offsets[name], file.columns[name].nbytes, name) for name in file.columns)
-    with told_as_disk_error(file.path, "read", MEND), file.path.open("rb") as stream:
-        end = os.fstat(stream.fileno()).st_size
-        position = 0
-        for start, length, name in [*spans, (end, 0, OTHER_BYTES)]:
-            _hash_range(stream, position, start, whole, own[OTHER_BYTES])
-            if name == "digest":
-                whole.update(bytes(length))
-            elif name != "features":
-                _hash_range(stream, start, start + length, whole, own.get(name))
-            position = start + length
-    columns = {name: own[name].hexdigest()[:_HEX_DIGITS] for name in sorted(own)}
-    return whole.digest(), columns
+    with told_as_disk_error(file.path, "read", MEND):
+        end = file.path.stat().st_size
+    pieces, position = [], 0
+    for start, length, name in [*spans, (end, 0, OTHER_BYTES)]:
+        pieces += [(OTHER_BYTES, position, start), (name, start, start + length)]
+        position = start + length
+    return [piece for piece in pieces if piece[0] != "features"]
+
+
+def _own_hashes(pieces: Iterable[tuple[str, int, int]]) -> dict[str, Any]:
+    return {name: hashlib.sha256() for name, _, _ in pieces if name not in ("run", "digest")}
+
+
+def _hex_digits(own: Mapping[str, Any]) -> dict[str, str]:
+    return {name: own[name].hexdigest()[:_HEX_DIGITS] for name in sorted(own)}
+
+
+def _hash(
+    file: CacheFile, pieces: Iterable[tuple[str, int, int]], whole: Any, own: Mapping[str, Any]
+) -> None:
+    """Feed pieces of a file to the hash of the whole, if any, and to that of each dataset."""
+    with told_as_disk_error(file.path, "read", MEND), file.path.open("rb", buffering=0) as stream:
+        for name, start, stop in pieces:
+            hashes = [each for each in (whole, own.get(name)) if each is not None]
+            if name != "digest":
+                _hash_range(stream, start, stop, hashes)
+            elif whole is not None:
+                whole.update(bytes(stop - start))
 
 
 def is_intact(file: CacheFile) -> bool:
@@ -96,10 +140,9 @@ def _own_digest(report: Mapping[str, Any]) -> str:
     return hashlib.sha256(text).hexdigest()[:_HEX_DIGITS]
 
 
-def _hash_range(stream: Any, start: int, stop: int, *hashes: Any) -> None:
+def _hash_range(stream: BinaryIO, start: int, stop: int, hashes: Sequence[Any]) -> None:
     stream.seek(start)
-    while start < stop and (chunk := stream.read(min(_CHUNK, stop - start))):
+    while hashes and start < stop and (chunk := stream.read(min(_CHUNK, stop - start))):
         for sha256 in hashes:
-            if sha256 is not None:
-                sha256.update(chunk)
+            sha256.update(chunk)
         start += len(chunk)

@@ -31,7 +31,7 @@ from featx.cache.layout import (
     runs,
 )
 from featx.cache.reader import PARTIAL_SUFFIX, CacheFile, open_cache
-from featx.cache.seal import seal_of, sealed
+from featx.cache.seal import sealed, sealing
 from featx.cache.skeleton import Rows, build_skeleton, write_skeleton
 from featx.cache.verify import checked, looked_over
 from featx.errors import DiskError
@@ -242,9 +242,9 @@ class CacheWriter:
         assert not len(self.pending), "a cache with pending rows must not get its final name"
         self._unmask()
         with told_as_disk_error(self.file.path, "write"):
-            self.write_run(sealed(report, seal_of(self.file)[1]))
-            digest, _ = seal_of(self.file)
-            self._disk.write(self._fd, digest, self.file.offsets["digest"])
+            column_digests, digest = sealing(self.file)
+            self.write_run(sealed(report, column_digests))
+            self._disk.write(self._fd, digest(), self.file.offsets["digest"])
             self._disk.sync(self._fd)
         self.close()
         with told_as_disk_error(path, "give its final name to"):
