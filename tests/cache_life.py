@@ -152,6 +152,7 @@ def _extract(
         if number == batches:  # never committed: features, and a reason that will not hold
             writer.fail(int(good[0]), Status.UNREADABLE, "a share was away for a moment")
             _put(writer, good[1:], images)
+            writer._write_beside()  # as far as a commit comes that is killed before its first sync
             return
         if BAD in batch:
             writer.fail(BAD, Status.UNDECODABLE, "no image", sha256_of(images[BAD]).tobytes())

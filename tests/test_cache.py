@@ -107,17 +107,96 @@ class RecordingDisk(Disk):
         self.calls.append(("sync", 0))
         super().datasync(fd)
 
+    def told(self, file: CacheFile) -> list[str]:
+        """The calls, with the dataset that each concerns."""
+        starts = sorted((offset, name) for name, offset in file.offsets.items())
+        names = [
+            (kind, [n for at, n in starts if at <= offset][-1:]) for kind, offset in self.calls
+        ]
+        return [kind.removeprefix("write") + "".join(name) for kind, name in names]
+
 
 def test_data_are_synced_before_the_status_that_vouches_for_them(tmp_path: Path) -> None:
     disk = RecordingDisk()
     writer = create(tmp_path / "a.h5", disk=disk)
     disk.calls.clear()
     writer.put(np.arange(4), features_of(4), sha_of(4))
+    writer.fail(4, Status.UNDECODABLE, "no image")
     writer.commit()
     writer.close()
-    status = writer.file.offsets["status"]
-    kinds = ["status" if offset == status else kind for kind, offset in disk.calls]
-    assert kinds == [*["write"] * 4, "sync", "status", "sync"]
+    writes = ["features", "features", "crc32", "sha256", "errors"]
+    assert disk.told(writer.file) == [*writes, "sync", "status", "sync"]
+
+
+def test_an_error_is_written_only_where_there_is_one_or_may_be_one(tmp_path: Path) -> None:
+    disk = RecordingDisk()
+    path = tmp_path / "a.h5"
+    writers = (lambda: create(path, disk=disk)), (lambda: CacheWriter.resume(path, disk=disk))
+    for make, errors in zip(writers, ([], ["errors"]), strict=True):
+        writer = make()
+        disk.calls.clear()
+        writer.put(writer.pending[:4], features_of(4), sha_of(4))
+        writer.commit()
+        writer.close()
+        writes = ["features", "crc32", "sha256", *errors]
+        assert disk.told(writer.file) == [*writes, "sync", "status", "sync"]
+
+
+def test_an_error_that_a_killed_run_left_is_wiped_away(tmp_path: Path) -> None:
+    whole = finished(tmp_path / "whole.h5")
+    path = tmp_path / "a.h5"
+    writer = create(path)
+    writer.fail(3, Status.UNREADABLE, "a share was away for a moment")
+    writer._write_beside()  # the commit is killed before its first sync
+    writer.close()
+    assert open_cache(partial_path(path), partial=True).read("errors")[3]
+    writer = CacheWriter.resume(path)
+    writer.put(np.arange(10), features_of(), sha_of())
+    writer.finish(path, {"images": 10})
+    assert path.read_bytes() == whole.read_bytes()
+
+
+def test_an_error_of_a_commit_that_failed_is_wiped_away(tmp_path: Path) -> None:
+    class OnceFailing(Disk):
+        failing = True
+
+        def datasync(self, fd: int) -> None:
+            if self.failing:
+                raise OSError(errno.EIO, "Input/output error")
+
+    whole = finished(tmp_path / "whole.h5")
+    path, disk = tmp_path / "a.h5", OnceFailing()
+    writer = create(path, disk=disk)
+    writer.fail(3, Status.UNREADABLE, "a share was away for a moment")
+    with pytest.raises(DiskError, match="input/output error"):
+        writer.commit()
+    disk.failing = False
+    writer.put(np.arange(10), features_of(), sha_of())
+    writer.finish(path, {"images": 10})
+    assert path.read_bytes() == whole.read_bytes()
+
+
+def test_what_is_put_may_change_before_the_commit(tmp_path: Path) -> None:
+    path = tmp_path / "a.h5"
+    whole = finished(tmp_path / "whole.h5")
+    writer = create(path)
+    rows, features, sha256 = np.arange(10), features_of(), sha_of()
+    writer.put(rows, features, sha256)
+    for array in (rows, features, sha256):
+        array[:] = 0
+    writer.finish(path, {"images": 10})
+    assert path.read_bytes() == whole.read_bytes()
+
+
+def test_of_a_row_that_is_settled_twice_in_one_commit_the_last_holds(tmp_path: Path) -> None:
+    whole = finished(tmp_path / "whole.h5")
+    path = tmp_path / "a.h5"
+    writer = create(path)
+    writer.put(np.arange(4, 10), features_of()[:6], sha_of()[:6])
+    writer.fail(3, Status.UNREADABLE, "a share was away for a moment")
+    writer.put(np.arange(10), features_of(), sha_of())
+    writer.finish(path, {"images": 10})
+    assert path.read_bytes() == whole.read_bytes()
 
 
 def test_a_run_report_is_rewritten_only_where_it_differs(tmp_path: Path) -> None:
@@ -138,7 +217,6 @@ def test_resuming_gives_the_same_file_as_never_stopping(tmp_path: Path) -> None:
     writer.put(np.arange(4), features_of()[:4], sha_of()[:4])
     writer.commit()
     writer.put(np.arange(4, 6), features_of()[4:6] * 0, sha_of()[4:6])  # written, not committed
-    writer._uncommitted = []
     writer.close()
     writer = CacheWriter.resume(stopped)
     assert writer.pending.tolist() == [4, 5, 6, 7, 8, 9]

@@ -109,7 +109,7 @@ def test_no_state_of_many_more_keeps_a_run_from_ending_with_the_same_bytes(
     tmp_path: Path, judge: Judge
 ) -> None:
     life = record(tmp_path / "life")
-    judged, went_on = replay(life, judge, samples=40, going_on=0.08)
+    judged, went_on = replay(life, judge, samples=40, going_on=0.1)
     print(f"{len(life.ops)} operations, {judged} states judged, {went_on} gone on from")
     assert went_on > 1000
 

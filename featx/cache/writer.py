@@ -1,10 +1,10 @@
 """Writing a cache: complete in its metadata before the first image, then rows in place.
 
 HDF5 builds the skeleton once. From then on the file is only ever written at known offsets:
-features and per-row data first, forced to disk, then the status bytes that vouch for them, forced
-to disk. Whatever instant a crash picks, the statuses on disk speak only of rows that are whole.
-What else can change a byte meanwhile is found by a row's checksum, which is masked (`mask_of`) with
-all that is written of the row until the file is sealed.
+features as they come; at a commit the data of each row beside them, forced to disk, then the status
+bytes that vouch for them, forced to disk. Whatever instant a crash picks, the statuses on disk
+speak only of rows that are whole. What else can change a byte meanwhile is found by a row's
+checksum, which is masked (`mask_of`) with all that is written of the row until the file is sealed.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from featx.cache.layout import (
 from featx.cache.reader import PARTIAL_SUFFIX, CacheFile, open_cache
 from featx.cache.seal import sealed, sealing
 from featx.cache.skeleton import Rows, build_skeleton, write_skeleton
+from featx.cache.uncommitted import Uncommitted
 from featx.cache.verify import checked, looked_over
 from featx.errors import DiskError
 
@@ -67,10 +68,13 @@ class CacheWriter:
         self._status = file.read("status")
         with told_as_disk_error(file.path, "open"):
             self._fd = disk.open(file.path)
-        self._uncommitted: list[tuple[int, int]] = []  # (row, status) whose data is written
-        self._uncommitted_bytes = 0
-        self._committed_at = time.monotonic()
         self._features = file.columns["features"]
+        self._row_bytes = sum(
+            column.row_bytes for column in file.columns.values() if column.per_row
+        )
+        self._uncommitted = Uncommitted()
+        self._committed_at = time.monotonic()
+        self._told = self._status > Status.DONE  # rows whose error in the file may not be blank
 
     @classmethod
     def create(
@@ -154,6 +158,9 @@ class CacheWriter:
         """
         writer = cls(open_cache(partial_path(path), partial=True), disk=disk or Disk())
         try:
+            # A run that was killed may have failed any row and left its error, or wiped one away
+            # without the disk knowing it.
+            writer._told[:] = True
             parts = [*looked_over(writer.file)]
             for _, unmasked, crc32 in parts:
                 writer._write_rows("crc32", unmasked, crc32)
@@ -179,9 +186,7 @@ class CacheWriter:
         """
         features = np.ascontiguousarray(features, dtype=self._features.dtype)
         assert features.shape == (len(rows), *self.file.feature_shape), features.shape
-        # a run that was killed may have failed this row, and left its reason
-        errors = np.zeros(len(rows), f"S{ERROR_BYTES}")
-        self._settle(rows, features, np.full(len(rows), Status.DONE, np.uint8), sha256, errors)
+        self._settle(rows, features, sha256)
 
     def fail(self, row: int, status: int, reason: str, sha256: bytes = bytes(32)) -> None:
         """Record that the image of `row` has no features, and why; its features become NaN.
@@ -190,23 +195,19 @@ class CacheWriter:
         where they could not be read.
         """
         assert status > Status.DONE, status
-        number = np.array([row])
-        blank = np.full((1, *self.file.feature_shape), np.nan, self._features.dtype)
         self._settle(
-            number,
-            blank,
-            np.array([status], np.uint8),
+            np.array([row]),
+            np.full((1, *self.file.feature_shape), np.nan, self._features.dtype),
             np.frombuffer(sha256, np.uint8)[None],
+            np.array([status], np.uint8),
             np.array([_cut_utf8(reason, ERROR_BYTES)], dtype=f"S{ERROR_BYTES}"),
         )
 
     def commit(self) -> None:
         """Force what was put to disk, then the status bytes that vouch for it, then those."""
-        if not self._uncommitted:
+        if not len(self._uncommitted):
             return
-        order = sorted(self._uncommitted)
-        rows = np.array([row for row, _ in order])
-        status = np.array([status for _, status in order], np.uint8)
+        rows, status = self._write_beside()
         try:
             with told_as_disk_error(self.file.path, "write"):
                 self._disk.datasync(self._fd)
@@ -215,10 +216,10 @@ class CacheWriter:
         except DiskError:
             # After a sync that failed the system may have dropped what was written, and a second
             # sync would not tell: these rows stay pending.
-            self._uncommitted, self._uncommitted_bytes = [], 0
+            self._uncommitted = Uncommitted()
             raise
         self._status[rows] = status
-        self._uncommitted, self._uncommitted_bytes = [], 0
+        self._uncommitted = Uncommitted()
         self._committed_at = time.monotonic()
 
     def write_run(self, report: Mapping[str, Any]) -> None:
@@ -271,7 +272,7 @@ class CacheWriter:
             rows, features = rows[intact], features[intact]
             status, sha256, errors = (source.take(name, source_rows[rows]) for name in MASKING)
             errors[status == Status.DONE] = b""  # it has none; what is there is damage
-            self._settle(rows, features, status, sha256, errors)
+            self._settle(rows, features, sha256, status, errors)
         return damaged
 
     def _put_back(self, rows: np.ndarray) -> None:
@@ -291,32 +292,40 @@ class CacheWriter:
             self._write_rows("crc32", rows, self.file.take("crc32", rows) ^ mask)
 
     def _settle(
-        self,
-        rows: np.ndarray,
-        features: np.ndarray,
-        status: np.ndarray,
-        sha256: np.ndarray,
-        errors: np.ndarray,
+        self, rows: np.ndarray, features: np.ndarray, sha256: np.ndarray, *told: np.ndarray
     ) -> None:
+        """Write features, and note what the commit writes beside them; `told` as `Uncommitted`."""
         self._write_rows("features", rows, features)
-        self._write_rows("crc32", rows, crc32_of(features) ^ mask_of(status, sha256, errors))
-        self._write_rows("sha256", rows, sha256)
-        self._write_rows("errors", rows, errors)
-        self._uncommitted.extend(zip(rows.tolist(), status.tolist(), strict=True))
-        self._uncommitted_bytes += features.nbytes
+        self._uncommitted.add(rows, crc32_of(features), sha256, *told)
         overdue = time.monotonic() - self._committed_at >= COMMIT_INTERVAL_S
-        if overdue or self._uncommitted_bytes >= COMMIT_BYTES:
+        if overdue or len(self._uncommitted) * self._row_bytes >= COMMIT_BYTES:
             self.commit()
+
+    def _write_beside(self) -> tuple[np.ndarray, np.ndarray]:
+        """Write all but the features and the status of the uncommitted rows.
+
+        Returns
+        -------
+        rows, status : (m,) of these rows, ascending.
+        """
+        rows, status, crc32, sha256, errors = self._uncommitted.beside()
+        self._write_rows("crc32", rows, crc32 ^ mask_of(status, sha256, errors))
+        self._write_rows("sha256", rows, sha256)
+        self._told[rows[status != Status.DONE]] = True
+        told = self._told[rows]
+        self._write_rows("errors", rows[told], errors[told])
+        return rows, status
 
     def _write_rows(self, name: str, rows: np.ndarray, values: np.ndarray) -> None:
         column, offset = self.file.columns[name], self.file.offsets[name]
-        values = np.ascontiguousarray(values, dtype=column.dtype)
+        row_bytes = column.row_bytes
+        data = np.ascontiguousarray(values, dtype=column.dtype).reshape(-1).view(np.uint8).data
         with told_as_disk_error(self.file.path, "write"):
             for start, stop in runs(rows):
                 self._disk.write(
                     self._fd,
-                    values[start:stop].reshape(-1).view(np.uint8).data,
-                    offset + int(rows[start]) * column.row_bytes,
+                    data[start * row_bytes : stop * row_bytes],
+                    offset + int(rows[start]) * row_bytes,
                 )
 
 
