@@ -35,7 +35,10 @@ class Op(NamedTuple):
 
 
 class RecordingDisk(Disk):
-    """Does every operation, and notes it."""
+    """Does every operation, and notes it.
+
+    Not `begin_write_back`: what was not synced may be on the medium at any time, asked or not.
+    """
 
     def __init__(self) -> None:
         super().__init__()

@@ -13,6 +13,7 @@ import pytest
 from small_caches import SPEC, create, features_of, finished, rows_of, sha_of
 
 import featx
+import featx.cache.writer as writer_module
 from featx.cache import (
     CacheFile,
     CacheWriter,
@@ -107,6 +108,10 @@ class RecordingDisk(Disk):
         self.calls.append(("sync", 0))
         super().datasync(fd)
 
+    def begin_write_back(self, fd: int, offset: int) -> None:
+        self.calls.append(("begin write-back of ", offset))
+        super().begin_write_back(fd, offset)
+
     def told(self, file: CacheFile) -> list[str]:
         """The calls, with the dataset that each concerns."""
         starts = sorted((offset, name) for name, offset in file.offsets.items())
@@ -197,6 +202,21 @@ def test_of_a_row_that_is_settled_twice_in_one_commit_the_last_holds(tmp_path: P
     writer.put(np.arange(10), features_of(), sha_of())
     writer.finish(path, {"images": 10})
     assert path.read_bytes() == whole.read_bytes()
+
+
+def test_the_disk_is_set_to_work_before_the_commit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writer_module, "WRITE_BACK_BYTES", 4 * 5 * 4)  # four rows
+    disk = RecordingDisk()
+    writer = create(tmp_path / "a.h5", disk=disk)
+    disk.calls.clear()
+    for start in range(0, 10, 2):
+        rows = np.arange(start, start + 2)
+        writer.put(rows, features_of()[rows], sha_of()[rows])
+    writer.close()
+    written, begun = "features", "begin write-back of features"
+    assert disk.told(writer.file) == [written, written, begun, written, written, begun, written]
 
 
 def test_a_run_report_is_rewritten_only_where_it_differs(tmp_path: Path) -> None:

@@ -152,6 +152,7 @@ class Fault:
 @pytest.fixture
 def fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fault:
     monkeypatch.setattr(writer_module, "COMMIT_INTERVAL_S", float("inf"))
+    monkeypatch.setattr(writer_module, "WRITE_BACK_BYTES", 1)
     return Fault(tmp_path)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import sys
 import types
 from pathlib import Path
 from typing import Any
@@ -66,6 +67,22 @@ def test_a_write_that_does_nothing_is_an_error_and_no_endless_loop(
     monkeypatch.setattr(os, name, lambda *arguments: 0)
     with pytest.raises(OSError, match="wrote nothing"):
         Disk(portable=portable).write(fd, b"data", 0)
+
+
+@pytest.mark.parametrize("portable", PORTABLE)
+def test_beginning_to_write_back_changes_no_byte_and_tells_no_failure(
+    tmp_path: Path, fd: int, portable: bool
+) -> None:
+    disk = Disk(portable=portable)
+    disk.write(fd, b"data", 5)
+    disk.begin_write_back(fd, 5)
+    assert (tmp_path / "file").read_bytes() == bytes(5) + b"data"
+    disk.begin_write_back(-1, 5)  # the sync of such a file fails
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the call is Linux's")
+def test_linux_takes_the_call_that_begins_to_write_back(fd: int) -> None:
+    assert files._sync_file_range()(fd, 2**40, 0, files._SYNC_FILE_RANGE_WRITE) == 0
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows lets few users make links")

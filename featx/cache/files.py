@@ -6,13 +6,16 @@ and replay them, and so that the fall-backs for platforms without a call live in
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from featx.errors import DiskError
 
@@ -36,6 +39,7 @@ _WORDS: Final = {
 # (fsync_fname_ext in src/common/file_utils.c); such a system orders names by itself or not at all.
 _NO_FOLDER_SYNC: Final = {errno.EBADF, errno.EINVAL, errno.ENOTSUP, errno.EACCES, errno.EISDIR}
 _CHUNK: Final = 1 << 20
+_SYNC_FILE_RANGE_WRITE: Final = 2  # linux/fs.h
 _FLAGS: Final = os.O_RDWR | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
 
 
@@ -79,6 +83,7 @@ class Disk:
         self._pwrite = None if portable else getattr(os, "pwrite", None)
         self._fallocate = None if portable else getattr(os, "posix_fallocate", None)
         self._datasync = _sync if portable else getattr(os, "fdatasync", _sync)
+        self._sync_file_range = None if portable else _sync_file_range()
         self._seek_lock = threading.Lock()
 
     def make_folder(self, folder: Path) -> None:
@@ -127,6 +132,16 @@ class Disk:
         for offset in range(0, size_bytes, _CHUNK):
             self.write(fd, zeros[: size_bytes - offset], offset)
 
+    def begin_write_back(self, fd: int, offset: int) -> None:
+        """Let the system begin to write what is new of `fd` from `offset` on to the medium.
+
+        It promises nothing: the system may do so at any time unasked. What fails of it is told by
+        the next sync and only there, since this call looks for no earlier failure, which it would
+        take from the sync. Source: pg_flush_data in PostgreSQL's src/backend/storage/file/fd.c.
+        """
+        if self._sync_file_range is not None:
+            self._sync_file_range(fd, offset, 0, _SYNC_FILE_RANGE_WRITE)
+
     def datasync(self, fd: int) -> None:
         """Force the data of `fd` to stable storage."""
         self._datasync(fd)
@@ -157,6 +172,15 @@ class Disk:
     def remove(self, path: Path) -> None:
         """Remove `path` if it is there."""
         path.unlink(missing_ok=True)
+
+
+@cache
+def _sync_file_range() -> Any:
+    """The call of Linux that `os` has no name for; None where it is missing."""
+    found = getattr(ctypes.CDLL(None), "sync_file_range", None) if sys.platform == "linux" else None
+    if found is not None:
+        found.argtypes = (ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint)
+    return found
 
 
 def _sync(fd: int) -> None:

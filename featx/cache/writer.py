@@ -39,6 +39,7 @@ from featx.errors import DiskError
 
 COMMIT_INTERVAL_S: Final = 1.0
 COMMIT_BYTES: Final = 64 * 2**20
+WRITE_BACK_BYTES: Final = 8 * 2**20  # how much is written before the disk is set to work on it
 _COPY_ROWS_BYTES: Final = 16 * 2**20
 _MASK_ROWS: Final = 65_536  # some 20 MB of what a mask is made of
 
@@ -73,6 +74,7 @@ class CacheWriter:
             column.row_bytes for column in file.columns.values() if column.per_row
         )
         self._uncommitted = Uncommitted()
+        self._idle_bytes = 0  # of features, written since the disk was last set to work
         self._committed_at = time.monotonic()
         self._told = self._status > Status.DONE  # rows whose error in the file may not be blank
 
@@ -297,6 +299,10 @@ class CacheWriter:
         """Write features, and note what the commit writes beside them; `told` as `Uncommitted`."""
         self._write_rows("features", rows, features)
         self._uncommitted.add(rows, crc32_of(features), sha256, *told)
+        self._idle_bytes += features.nbytes
+        if self._idle_bytes >= WRITE_BACK_BYTES:
+            self._idle_bytes = 0
+            self._disk.begin_write_back(self._fd, self.file.offsets["features"])
         overdue = time.monotonic() - self._committed_at >= COMMIT_INTERVAL_S
         if overdue or len(self._uncommitted) * self._row_bytes >= COMMIT_BYTES:
             self.commit()
