@@ -6,7 +6,8 @@ FOLDER holds photographs; without one, some are made. The reference is what a sc
 image on one core: torchvision's default loader and densenet121's `weights.transforms()`. Beside it
 stands the same without its last steps (to a tensor, to floats, normalised), which featx does on
 whole batches. featx's own way is `Loader` in `fast` mode, in this process and in one of the
-processes that extraction decodes in, with the way back through the pipe.
+processes that extraction decodes in, with the way back through the pipe; last as it is on a GPU,
+which resizes: the process decodes and sends what there is to resize.
 
 Pixels are compared first: all must be within 1 of 255. Then the ways take turns at every ten
 images, so that whatever else the machine does falls on all. Ratios are of the least time that each
@@ -21,7 +22,8 @@ import argparse
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +35,10 @@ from torchvision.models import DenseNet121_Weights
 from torchvision.transforms import functional
 
 from featx.child import Child
+from featx.device_resize import resized
 from featx.images import list_images
-from featx.loading import Loader
+from featx.loading import Loader, batch_of
+from featx.resampling import Windows
 from featx.transforms import Transform
 
 PRESET = DenseNet121_Weights.IMAGENET1K_V1.transforms()
@@ -54,18 +58,22 @@ def main() -> None:
         files = [table.file(i) for i in range(0, len(table), step)][: arguments.images]
         loader = Loader(Transform.from_preset(PRESET))
         child = Child(loader, timeout_s=30)
+        leaving = Child(replace(loader, windows=True), timeout_s=30)
         try:
             child.wait_until_ready()
-            compare_pixels(files, loader, child)
+            leaving.wait_until_ready()
+            compare_pixels(files, loader, child, leaving)
             ways: dict[str, Callable[[Path], Any]] = {
                 "reference": lambda path: PRESET(opened(path)),
                 "reference, to 8-bit pixels only": pixels_of_reference,
                 "featx, in this process": loader,
                 "featx, in another process": child.load,
+                "featx, in another process, not resized": leaving.load,
             }
-            report(*time_in_turn(ways, files, arguments.rounds, child))
+            report(*time_in_turn(ways, files, arguments.rounds, (child, leaving)))
         finally:
             child.end()
+            leaving.end()
 
 
 def opened(path: Path) -> Image.Image:
@@ -79,13 +87,17 @@ def pixels_of_reference(path: Path) -> Image.Image:
     return functional.center_crop(resized, PRESET.crop_size)
 
 
-def compare_pixels(files: list[Path], loader: Loader, child: Child) -> None:
-    """Stop unless both of featx's ways give the same pixels, within 1 of the reference's."""
+def compare_pixels(files: list[Path], loader: Loader, child: Child, leaving: Child) -> None:
+    """Stop unless all of featx's ways give the same pixels, within 1 of the reference's."""
     n_other = 0
     for path in files:
         expected = np.asarray(pixels_of_reference(path)).astype(int)
         here, there = loader(path), child.load(path)
         assert np.array_equal(here.pixels, there.pixels), path
+        batch = batch_of([leaving.load(path)], 1)
+        if isinstance(batch, Windows):
+            batch = resized(batch, torch.device("cpu")).numpy()
+        assert np.array_equal(here.pixels, batch[0]), path
         assert here.sha256 == there.sha256, path
         difference = np.abs(here.pixels - expected)
         assert difference.max() <= 1, f"{path}: {difference.max()} of 255 off"
@@ -94,7 +106,10 @@ def compare_pixels(files: list[Path], loader: Loader, child: Child) -> None:
 
 
 def time_in_turn(
-    ways: dict[str, Callable[[Path], Any]], files: list[Path], rounds: int, child: Child
+    ways: dict[str, Callable[[Path], Any]],
+    files: list[Path],
+    rounds: int,
+    children: Sequence[Child],
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """Seconds of every way: (rounds, files) by the clock, (rounds) a file on the processor."""
     seconds = {way: np.zeros((rounds, len(files))) for way in ways}
@@ -102,20 +117,20 @@ def time_in_turn(
     for r in range(rounds):
         for first in range(0, len(files), N_AT_A_TIME):
             for way, load in ways.items():
-                used = processor_time(child)
+                used = processor_time(children)
                 for i in range(first, min(first + N_AT_A_TIME, len(files))):
                     begun = time.perf_counter()
                     load(files[i])
                     seconds[way][r, i] = time.perf_counter() - begun
-                on_processor[way][r] += processor_time(child) - used
+                on_processor[way][r] += processor_time(children) - used
     return seconds, {way: s / len(files) for way, s in on_processor.items()}
 
 
-def processor_time(child: Child) -> float:
-    """Seconds this process has run, and on Linux the other."""
-    told = Path(f"/proc/{child._process.pid}/schedstat")  # first nanoseconds on a processor
-    other_ns = int(told.read_text().split()[0]) if told.is_file() else 0
-    return time.process_time() + other_ns / 1e9
+def processor_time(children: Sequence[Child]) -> float:
+    """Seconds this process has run, and on Linux the others."""
+    told = [Path(f"/proc/{child._process.pid}/schedstat") for child in children]
+    others_ns = [int(path.read_text().split()[0]) for path in told if path.is_file()]
+    return time.process_time() + sum(others_ns) / 1e9  # the first number is time on a processor
 
 
 def report(seconds: dict[str, np.ndarray], on_processor: dict[str, np.ndarray]) -> None:

@@ -217,10 +217,10 @@ def _network(work: _Work) -> tuple[StageRate, dict[str, Any]]:
             return gemm_flops_per_s(device, precision, seconds=work.seconds / 6)
 
     before = products()
-    rate = forward(pipeline, work.decoded.pixels, seconds=work.seconds)
+    rate = forward(pipeline, work.decoded.pictures, seconds=work.seconds)
     roof = max(before, products())  # the machine may have been busy
     numbers = {"flops_per_image": flops, "gemm_flops_per_s": roof, "gemm_precision": precision}
-    n = len(work.decoded.pixels)
+    n = len(work.decoded.pictures)
     words = f"{n:,} decoded picture{'s' * (n > 1)}, {work.network}"
     if not flops:  # cut before the first layer that multiplies
         return StageRate("forward", rate, words), numbers

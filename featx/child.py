@@ -18,8 +18,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
-import numpy as np
-
 from featx.decoding import TOO_LARGE, UNDECODABLE, UNREADABLE
 from featx.errors import ImageError
 from featx.loading import AnyLoader, Picture
@@ -110,7 +108,7 @@ class Child:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._stdin, self._stdout = self._process.stdin, self._process.stdout
-        _enlarge(self._stdout.fileno(), HEADER.size + math.prod(loader.shape))
+        _enlarge(self._stdout.fileno(), HEADER.size + loader.body_bytes[1])
         if _HAS_POLL:
             self._poll = select.poll()
             self._poll.register(self._stdout, select.POLLIN)
@@ -155,8 +153,10 @@ class Child:
             self.sha256 = bytes(body)
             kind, body = self._answer(PIXELS)
         if kind == PIXELS:
-            pixels = np.frombuffer(body, np.uint8).reshape(self._loader.shape)
-            return Picture(pixels, self.sha256)
+            try:
+                return self._loader.unpacked(body, self.sha256)
+            except ValueError as error:
+                raise DiedError(f"it answered what makes no sense ({error})") from error
         if kind == REFUSED:
             words = body[1:].decode("utf-8", "replace")
             raise ImageError(words, status=body[0], sha256=self.sha256)
@@ -188,7 +188,7 @@ class Child:
         """The next message: kind and body. What it claims of its size is believed within bounds."""
         sizes = {
             READ: (32, 32),
-            PIXELS: (math.prod(self._loader.shape),) * 2,
+            PIXELS: self._loader.body_bytes,
             REFUSED: (1, MAX_WORDS),
             DEFECT: (0, MAX_TRACEBACK),
         }

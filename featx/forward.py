@@ -15,7 +15,7 @@ import numpy as np
 
 from featx.engines.base import Engine
 from featx.errors import ImageError
-from featx.loading import Picture
+from featx.loading import Picture, batch_of
 
 Item = TypeVar("Item")
 
@@ -348,8 +348,6 @@ class _Batch:
 def _forward(engine: Engine, batch: list[tuple[int, Picture]]) -> tuple[np.ndarray, float]:
     """Features of a batch, padded to the engine's fixed shape, and the seconds it took."""
     begun = time.perf_counter()
-    pixels = np.zeros((engine.batch_size, *batch[0][1].pixels.shape), np.uint8)
-    for slot, (_, picture) in enumerate(batch):
-        pixels[slot] = picture.pixels
+    pixels = batch_of([picture for _, picture in batch], engine.batch_size)
     features = engine(pixels)[: len(batch)]
     return features, time.perf_counter() - begun

@@ -23,7 +23,7 @@ from featx.cache import (
     open_cache,
     partial_path,
 )
-from featx.cache.layout import crc32_of
+from featx.cache.crc32 import crc32_of
 from featx.errors import CacheError, InputError, TooManyFailedError
 from featx.featureset import FeatureSet, feature_set
 from featx.foreign import imported_spec, is_imported

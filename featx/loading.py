@@ -7,23 +7,52 @@ from __future__ import annotations
 
 import hashlib
 import math
+import struct
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Final, Literal, Protocol
 
 import numpy as np
 
 from featx.decoding import UNREADABLE, DecodeOptions, decode, read_image
 from featx.errors import ImageError
+from featx.resampling import MAX_WINDOW_BYTES, Window, Windows, matches_pillow
 from featx.transforms import Transform
+
+_SIZE: Final = struct.Struct("<II")  # height and width of a picture to be resized, else zeros
 
 
 @dataclass(frozen=True)
 class Picture:
-    """One image ready for the network: (crop, crop, 3) uint8, and its file's SHA-256."""
+    """One image for the network, and its file's SHA-256.
+
+    Attributes
+    ----------
+    pixels : (crop, crop, 3) uint8; with a window (h, w, 3), the part that is to be resized.
+    sha256 : of the file.
+    window : how it is to be resized; None where it has been.
+    """
 
     pixels: np.ndarray
     sha256: bytes
+    window: Window | None = None
+
+
+def batch_of(pictures: Sequence[Picture], batch_size: int) -> np.ndarray | Windows:
+    """Pictures as an engine takes them; where there are too few, black ones come after them.
+
+    Returns
+    -------
+    (batch_size, crop, crop, 3) uint8, or `Windows` where any is to be resized.
+    """
+    if any(picture.window for picture in pictures):
+        parts = tuple((picture.pixels, picture.window) for picture in pictures)
+        return Windows(parts, batch_size)
+    pixels = np.zeros((batch_size, *pictures[0].pixels.shape), np.uint8)
+    for slot, picture in enumerate(pictures):
+        pixels[slot] = picture.pixels
+    return pixels
 
 
 class AnyLoader(Protocol):
@@ -42,6 +71,19 @@ class AnyLoader(Protocol):
         """The picture in the bytes of a file; `ImageError` where there is none."""
         ...
 
+    @property
+    def body_bytes(self) -> tuple[int, int]:
+        """How many bytes `packed` gives: the fewest and the most."""
+        ...
+
+    def packed(self, picture: Picture) -> tuple[bytes | memoryview, ...]:
+        """A picture as bytes, in parts, without its digest."""
+        ...
+
+    def unpacked(self, body: bytes | bytearray, sha256: bytes) -> Picture:
+        """The picture in such bytes; `ValueError` for what `packed` cannot have given."""
+        ...
+
     def __call__(self, path: Path) -> Picture:
         """Both, in this process."""
         ...
@@ -56,15 +98,17 @@ class Loader:
     transform : the backbone's preprocessing.
     options : EXIF and size rules of decoding.
     mode : ``exact`` or ``fast``, see `featx.transforms`.
+    windows : whether pictures are left to be resized by others where that gives the same bits.
     """
 
     transform: Transform
     options: DecodeOptions = field(default_factory=DecodeOptions)
     mode: Literal["exact", "fast"] = "fast"
+    windows: bool = False
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """Of the pixels of every picture."""
+        """Of the pixels of every picture once it is resized."""
         return self.transform.crop, self.transform.crop, 3
 
     def read(self, path: Path) -> bytes:
@@ -77,7 +121,15 @@ class Loader:
 
     def picture(self, data: bytes, sha256: bytes) -> Picture:
         """The picture in the bytes of a file; `ImageError` of status 3 or 4 where there is none."""
-        return Picture(self.resized(self.pixels(data)), sha256)
+        pixels = self.pixels(data)
+        window = self._window(*pixels.shape[:2]) if self.windows else None
+        if window is None or not matches_pillow():
+            return Picture(self.resized(pixels), sha256)
+        return Picture(window.of(pixels), sha256, window)
+
+    def _window(self, h: int, w: int) -> Window | None:
+        """The part of an h x w picture that is left to be resized; None: it is resized here."""
+        return self.transform.window(h, w) if self.mode == "fast" else None
 
     def pixels(self, data: bytes) -> np.ndarray:
         """(h, w, 3) uint8 pixels in the bytes of a file, of whatever size they are."""
@@ -86,6 +138,46 @@ class Loader:
     def resized(self, pixels: np.ndarray) -> np.ndarray:
         """(crop, crop, 3) uint8: such pixels as the network takes them."""
         return self.transform.resize_crop(pixels, mode=self.mode)
+
+    @property
+    def body_bytes(self) -> tuple[int, int]:
+        """How many bytes `packed` gives: the fewest and the most."""
+        size = math.prod(self.shape)
+        if not self.windows:
+            return size, size
+        return _SIZE.size + 3, _SIZE.size + max(size, MAX_WINDOW_BYTES)
+
+    def packed(self, picture: Picture) -> tuple[bytes | memoryview, ...]:
+        """A picture as bytes, in parts, without its digest."""
+        window = picture.window
+        expected = self.shape if window is None else window.shape
+        assert picture.pixels.shape == expected, f"pixels of {picture.pixels.shape}, not {expected}"
+        pixels = np.ascontiguousarray(picture.pixels).reshape(-1).data
+        if not self.windows:
+            return (pixels,)
+        return _SIZE.pack(*(window.down.n_in, window.across.n_in) if window else (0, 0)), pixels
+
+    def unpacked(self, body: bytes | bytearray, sha256: bytes) -> Picture:
+        """The picture in such bytes; `ValueError` for what `packed` cannot have given.
+
+        All that is believed of a window is how large its picture was, within bounds: the rest
+        follows from the transform, so that nobody who resizes it looks beyond its pixels.
+        """
+        if not self.windows:
+            return Picture(np.frombuffer(body, np.uint8).reshape(self.shape), sha256)
+        pixels = np.frombuffer(body, np.uint8, offset=_SIZE.size)
+        h, w = _SIZE.unpack_from(body)
+        if h == w == 0:
+            return Picture(pixels.reshape(self.shape), sha256)
+        if not 0 < h * w <= self.options.max_pixels:
+            raise ValueError(f"no picture has {h} x {w} pixels")
+        try:
+            window = self._window(h, w)
+        except ImageError as error:
+            raise ValueError(str(error)) from error
+        if window is None:
+            raise ValueError(f"a picture of {h} x {w} pixels is not left to be resized")
+        return Picture(pixels.reshape(window.shape), sha256, window)
 
     def __call__(self, path: Path) -> Picture:
         """Both, in this process; an `ImageError` of `picture` has the file's SHA-256."""
@@ -124,6 +216,21 @@ class ManyLoader:
         pixels = self.loaders[0].pixels(data)
         made = [loader.resized(pixels).reshape(-1) for loader in self.loaders]
         return Picture(np.concatenate(made), sha256)
+
+    @property
+    def body_bytes(self) -> tuple[int, int]:
+        """How many bytes `packed` gives, twice."""
+        (size,) = self.shape
+        return size, size
+
+    def packed(self, picture: Picture) -> tuple[bytes | memoryview, ...]:
+        """The flat pixels."""
+        assert picture.pixels.shape == self.shape
+        return (picture.pixels.data,)
+
+    def unpacked(self, body: bytes | bytearray, sha256: bytes) -> Picture:
+        """The picture of such flat pixels."""
+        return Picture(np.frombuffer(body, np.uint8).reshape(self.shape), sha256)
 
     def parts(self, picture: Picture) -> tuple[Picture, ...]:
         """The picture of each loader."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -195,6 +196,7 @@ def build_pipeline(
     )
     with torch_threads(running.threads):
         engine = make_engine(work, running, lambda: _pictures(samples, loader))
+    loader = _without_resizing(loader, engine, device)
     versions = _versions()
     if engine.name == OPENVINO and untouched and transform is None:
         default = openvino_batch_size(work)
@@ -258,6 +260,26 @@ def _versions() -> dict[str, str]:
     import torchvision
 
     return {"torch": torch.__version__, "torchvision": torchvision.__version__}
+
+
+def _without_resizing(loader: Loader, engine: Engine, device: Device) -> Loader:
+    """The loader, but leaving resizing to the device where that can do it."""
+    if not engine.resizes:
+        return loader
+    import torch
+
+    from featx.device_resize import why_not
+
+    reason = why_not(torch.device(device.name))
+    if reason is None:
+        return replace(loader, windows=True)
+    warnings.warn(
+        f"pictures are not resized on {device.name}, because {reason}; the decoding processes do "
+        "it, with the same result",
+        RuntimeWarning,
+        stacklevel=2,
+    )
+    return loader
 
 
 def _running(options: ExtractOptions, replayed: Running) -> Running:

@@ -28,14 +28,92 @@ from typing import Final
 
 import numpy as np
 
-_ONE: Final = 2.0**22  # PRECISION_BITS of Resample.c
+BITS: Final = 22  # of a weight: PRECISION_BITS of Resample.c
+_ONE: Final = 2.0**BITS
 # Output pixels that share a matrix. Of its columns a few more are zeros for every pixel more, and
 # every matrix less is a call less: 8 was the fastest of 4, 8, 12, 16 and 24 at 500 x 375 to 256.
 _BLOCK: Final = 8
 # Beyond, most of a matrix is zeros, and photographs of that size take far longer to decode anyway.
-_MAX_SHRINKING: Final = 4.0
+MAX_SHRINKING: Final = 4.0
+# What a pipe takes at once on Linux (1 MiB, fs.pipe-max-size), less room for what is said before:
+# photographs of 880 x 660 for a crop of 224. Up to there sending took a fifth of the time of
+# resizing, and the 1,000 pictures that may be under way on CUDA take 1 GB of memory at most.
+MAX_WINDOW_BYTES: Final = 2**20 - 2**13
 _MAX_PLANES: Final = 200_000  # float64 converted at a time, 1.6 MB: more is no faster
 _MAX_RESIZED: Final = 1_500_000  # float64 between the two passes; 500 x 375 pixels need 220,000
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One axis of a picture that is resized, and what is wanted of the result.
+
+    Attributes
+    ----------
+    n_in, n_out : its pixels before and after.
+    first, n : the first output pixel that is wanted, and how many are.
+    before : black pixels that come before them.
+    """
+
+    n_in: int
+    n_out: int
+    first: int
+    n: int
+    before: int = 0
+
+    @property
+    def reach(self) -> tuple[int, int]:
+        """The first and the end of the input pixels that are needed."""
+        return _reach(self.n_in, self.n_out, self.first, self.n)
+
+
+@dataclass(frozen=True)
+class Window:
+    """The part of a picture that the crop of its resized form needs.
+
+    Attributes
+    ----------
+    down, across : the axes of rows and of columns.
+    crop : side of the square that it becomes, black where the resized picture does not reach.
+    """
+
+    down: Axis
+    across: Axis
+    crop: int
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Of its pixels: (rows, columns, 3)."""
+        (top, bottom), (left, right) = self.down.reach, self.across.reach
+        return bottom - top, right - left, 3
+
+    def of(self, pixels: np.ndarray) -> np.ndarray:
+        """Return its own copy of its pixels, of those of the whole picture (h, w, 3)."""
+        (top, bottom), (left, right) = self.down.reach, self.across.reach
+        return pixels[top:bottom, left:right].copy()
+
+
+@dataclass(frozen=True, eq=False)
+class Windows:
+    """A batch of pictures that are still to be resized, for `featx.device_resize`.
+
+    Attributes
+    ----------
+    parts
+        For each picture its uint8 pixels: those of its window, with it; or (crop, crop, 3) resized
+        ones, with None. At least one has a window.
+    batch_size : pictures there are to be; those that are missing are black.
+    """
+
+    parts: tuple[tuple[np.ndarray, Window | None], ...]
+    batch_size: int
+
+    def __len__(self) -> int:
+        return self.batch_size
+
+    @property
+    def crop(self) -> int:
+        """Side of all of them once they are resized."""
+        return next(window.crop for _, window in self.parts if window is not None)
 
 
 @dataclass(frozen=True)
@@ -55,22 +133,50 @@ class _Weights:
     blocks: tuple[tuple[int, int, int, int, np.ndarray], ...]
 
 
-@functools.lru_cache(maxsize=256)  # 50 KB each; photographs come in some hundred sizes
-def _weights(n_in: int, n_out: int, first: int, n: int) -> _Weights:
+def _neighbours(
+    n_in: int, n_out: int, outputs: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return where output pixels lie in the input, and the first and end of what they need."""
+    scale = n_in / n_out
+    support = max(scale, 1.0)
+    centre = (outputs + 0.5) * scale
+    low = np.maximum((centre - support + 0.5).astype(np.intp), 0)
+    high = np.minimum((centre + support + 0.5).astype(np.intp), n_in)
+    return centre, low, high
+
+
+@functools.lru_cache(maxsize=512)
+def _reach(n_in: int, n_out: int, first: int, n: int) -> tuple[int, int]:
+    _, low, high = _neighbours(n_in, n_out, np.array([first, first + n - 1]))
+    return int(low[0]), int(high[1])
+
+
+def triangles(
+    n_in: int, n_out: int, first: int, n: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return the weights of output pixels `first` to `first + n` of `n_out`.
 
     precompute_coeffs and normalize_coeffs_8bpc of Resample.c, the operations in their order.
+
+    Returns
+    -------
+    low, high : (n,) the first and the end of the input pixels of each.
+    weights : (n, neighbours) int32, in units of 2^-22; 0 from `high` on.
     """
-    scale = n_in / n_out
-    support = max(scale, 1.0)
-    centre = (np.arange(first, first + n) + 0.5) * scale  # (n)
-    low = np.maximum((centre - support + 0.5).astype(np.intp), 0)
-    high = np.minimum((centre + support + 0.5).astype(np.intp), n_in)
+    centre, low, high = _neighbours(n_in, n_out, np.arange(first, first + n))
     x = low[:, None] + np.arange((high - low).max())  # (n, neighbours)
-    far = np.abs((x - centre[:, None] + 0.5) * (1.0 / support))
+    far = np.abs((x - centre[:, None] + 0.5) * (1.0 / max(n_in / n_out, 1.0)))
     weights = np.where((far < 1.0) & (x < high[:, None]), 1.0 - far, 0.0)
     weights /= np.cumsum(weights, axis=1)[:, -1:]  # unlike sum, cumsum adds from left to right
-    weights = np.floor(0.5 + weights * _ONE) / _ONE
+    return low, high, np.floor(0.5 + weights * _ONE).astype(np.int32)
+
+
+@functools.lru_cache(maxsize=256)  # 50 KB each; photographs come in some hundred sizes
+def _weights(n_in: int, n_out: int, first: int, n: int) -> _Weights:
+    """Return the weights of output pixels `first` to `first + n` of `n_out`, as matrices."""
+    low, high, whole = triangles(n_in, n_out, first, n)
+    weights = whole / _ONE
+    x = low[:, None] + np.arange(weights.shape[1])  # (n, neighbours)
     block, row = np.divmod(np.arange(n), _BLOCK)
     begin, end = low[::_BLOCK], high[np.append(np.arange(_BLOCK - 1, n - 1, _BLOCK), n - 1)]
     matrices = np.zeros((len(begin), (end - begin).max() + x.shape[1], _BLOCK))
@@ -117,7 +223,7 @@ def is_worthwhile(h: int, w: int, new_h: int, new_w: int, crop: int) -> bool:
         return False
     shrinking = max(h / new_h, w / new_w)
     n_rows = max(min(crop, new_h), min(h, (min(crop, new_h) + 2) * shrinking))
-    return shrinking <= _MAX_SHRINKING and 3 * n_rows * min(crop, new_w) <= _MAX_RESIZED
+    return shrinking <= MAX_SHRINKING and 3 * n_rows * min(crop, new_w) <= _MAX_RESIZED
 
 
 def resized_window(

@@ -21,7 +21,7 @@ from featx.devices import torch_threads
 from featx.errors import ImageError
 from featx.isolation import IsolatedLoader
 from featx.limits import decode_bare, plain_write_s
-from featx.loading import Loader
+from featx.loading import Loader, Picture, batch_of
 from featx.pipeline import Pipeline
 
 _STARTED_S: Final = 5.0  # after which no more decoding processes are waited for
@@ -38,14 +38,14 @@ class Decoded:
     Attributes
     ----------
     files : those that can be used.
-    pixels : (m, h, w, 3) uint8, of the first of them.
+    pictures : of the first of them.
     failed : number in the list and error of each of the others.
     images_per_s : with all processes at work.
     started_s : how long it took until all processes were there.
     """
 
     files: Sequence[Path]
-    pixels: np.ndarray
+    pictures: Sequence[Picture]
     failed: Sequence[tuple[int, ImageError]]
     images_per_s: float
     started_s: float
@@ -106,8 +106,8 @@ def decode_in_processes(
         bad = {i for i, _ in failed}
         good = [path for i, path in enumerate(files) if i not in bad]
         if not good:
-            return Decoded((), np.empty((0, *loader.shape), np.uint8), failed, 0.0, 0.0)
-        pixels = [one for one in found if isinstance(one, np.ndarray)] or [load(good[0]).pixels]
+            return Decoded((), (), failed, 0.0, 0.0)
+        pictures = [one for one in found if isinstance(one, Picture)] or [load(good[0])]
 
         def all_started() -> bool:
             spent_s = time.perf_counter() - begun
@@ -122,21 +122,21 @@ def decode_in_processes(
             return 1
 
         rate = per_second(work, threads=workers, seconds=seconds, is_ready=all_started)
-    return Decoded(good, np.stack(pixels), failed, rate, started[0])
+    return Decoded(good, pictures, failed, rate, started[0])
 
 
 def _each_once(
     load: IsolatedLoader, loader: Loader, files: Sequence[Path], workers: int
-) -> list[np.ndarray | ImageError | None]:
-    """The pixels of the first files, None for later ones, or why a file cannot be used."""
-    most = max(1, _PIXELS_BYTES // int(np.prod(loader.shape)))
+) -> list[Picture | ImageError | None]:
+    """The pictures of the first files, None for later ones, or why a file cannot be used."""
+    most = max(1, _PIXELS_BYTES // loader.body_bytes[1])
 
-    def once(i: int) -> np.ndarray | ImageError | None:
+    def once(i: int) -> Picture | ImageError | None:
         try:
             picture = load(files[i])
         except ImageError as error:
             return error
-        return picture.pixels if i < most else None
+        return picture if i < most else None
 
     with ThreadPoolExecutor(workers, thread_name_prefix="featx-bench") as pool:
         try:
@@ -166,17 +166,18 @@ def decode_on_one_core(
     return n / ours_s, n / bare_s
 
 
-def forward(pipeline: Pipeline, pixels: np.ndarray, *, seconds: float) -> float:
+def forward(pipeline: Pipeline, pictures: Sequence[Picture], *, seconds: float) -> float:
     """Images/s of the engine, with as many batches at the same time as it takes.
 
     Parameters
     ----------
-    pixels : (m, h, w, 3) uint8, at least one; batches are made of them again and again.
+    pictures : at least one; batches are made of them again and again.
     """
     engine = pipeline.engine
     size = engine.batch_size
-    n = max(size, len(pixels) // size * size)
-    batches = np.resize(pixels, (n, *pixels.shape[1:])).reshape(-1, size, *pixels.shape[1:])
+    n = max(1, len(pictures) // size)
+    again = itertools.cycle(pictures)
+    batches = [batch_of(list(itertools.islice(again, size)), size) for _ in range(n)]
     turns = itertools.cycle(batches)
 
     def work() -> int:

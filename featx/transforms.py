@@ -16,7 +16,15 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from featx.errors import ImageError, InputError
-from featx.resampling import is_worthwhile, matches_pillow, resized_window
+from featx.resampling import (
+    MAX_SHRINKING,
+    MAX_WINDOW_BYTES,
+    Axis,
+    Window,
+    is_worthwhile,
+    matches_pillow,
+    resized_window,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -207,6 +215,38 @@ class Transform:
                 return _crop_by_products(pixels, new_h, new_w, self.crop)
             return _crop_in_passes(pixels, new_h, new_w, self.crop, resample)
         return _crop_of_resized(pixels, new_h, new_w, self.crop, resample)
+
+    def window(self, h: int, w: int) -> Window | None:
+        """Return the part of an h x w picture that `resize_crop` needs, if others may resize it.
+
+        `featx.device_resize` makes of it the bits of `resize_crop` in mode `fast`.
+
+        Returns
+        -------
+        None where the picture is to be resized here: another filter than the bilinear, a tall
+        picture, one more than four times too large, or of which more than 1 MB would be needed;
+        and where nothing is resized.
+
+        Raises
+        ------
+        ImageError
+            As `resize_crop`.
+        """
+        new_h, new_w = self._resized_size(h, w)
+        if (
+            (new_h, new_w) == (h, w)
+            or self.interpolation != "bilinear"
+            or h > MAX_ROWS_FIRST * w
+            or max(h / new_h, w / new_w) > MAX_SHRINKING
+        ):
+            return None
+        (top, above), (left, before) = _span(new_h, self.crop), _span(new_w, self.crop)
+        window = Window(
+            Axis(h, new_h, top, min(self.crop, new_h), above),
+            Axis(w, new_w, left, min(self.crop, new_w), before),
+            self.crop,
+        )
+        return window if math.prod(window.shape) <= MAX_WINDOW_BYTES else None
 
     def _resized_size(self, h: int, w: int) -> tuple[int, int]:
         """Return height and width after resizing, truncated as torchvision does.

@@ -5,8 +5,8 @@ pickled, so that a decoder that a hostile image has taken over can make the othe
 
 Every message is a header (`HEADER`) and a body of the size told there. In: the pickled loader with
 the seconds a file may take; then paths (`os.fsencode`), one by one. Out, for every path: `READ`
-with the file's SHA-256 as soon as it is read, then `PIXELS`, `REFUSED` (a status, and why) or
-`DEFECT` (a traceback).
+with the file's SHA-256 as soon as it is read, then `PIXELS` (as the loader packs them), `REFUSED`
+(a status, and why) or `DEFECT` (a traceback).
 """
 
 from __future__ import annotations
@@ -44,22 +44,22 @@ def main() -> None:
     try:
         while (name := _receive(asked)) is not None:
             _end_after(limit_s)
-            kind, body = _answer(loader, Path(os.fsdecode(name)), answers)
+            kind, *parts = _answer(loader, Path(os.fsdecode(name)), answers)
             _end_after(0)
-            _send(answers, kind, body)
+            _send(answers, kind, *parts)
     except BrokenPipeError:
         return  # nobody listens any more
 
 
-def _answer(loader: AnyLoader, path: Path, answers: int) -> tuple[int, bytes]:
-    """What there is to say of one file; that it has been read is said on the way."""
+def _answer(
+    loader: AnyLoader, path: Path, answers: int
+) -> tuple[int, *tuple[bytes | memoryview, ...]]:
+    """What there is to say of one file, in parts; that it has been read is said on the way."""
     try:
         data = loader.read(path)
         sha256 = hashlib.sha256(data).digest()
         _send(answers, READ, sha256)
-        pixels = loader.picture(data, sha256).pixels
-        assert pixels.shape == loader.shape, f"pixels of {pixels.shape}, not {loader.shape}"
-        return PIXELS, pixels.tobytes()
+        return PIXELS, *loader.packed(loader.picture(data, sha256))
     except ImageError as error:
         return REFUSED, (bytes([error.status]) + str(error).encode("utf-8", "replace"))[:MAX_WORDS]
     except BrokenPipeError:
@@ -125,7 +125,7 @@ def _read(asked: int, size: int) -> bytes | None:
     return body
 
 
-def _send(answers: int, kind: int, body: bytes) -> None:
-    message = memoryview(HEADER.pack(kind, len(body)) + body)
+def _send(answers: int, kind: int, *parts: bytes | memoryview) -> None:
+    message = memoryview(b"".join((HEADER.pack(kind, sum(map(len, parts))), *parts)))
     while message:
         message = message[os.write(answers, message) :]

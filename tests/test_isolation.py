@@ -7,6 +7,7 @@ import hashlib
 import os
 import pickle
 import signal
+import struct
 import subprocess
 import sys
 import textwrap
@@ -29,6 +30,7 @@ from featx.forward import run
 from featx.isolation import IsolatedLoader
 from featx.loading import Loader
 from featx.pipeline import MemorySink
+from featx.resampling import MAX_WINDOW_BYTES
 from featx.worker import HEADER, PIXELS, READ, READY, REFUSED
 
 LOADER = Misbehaving(PLAIN)
@@ -112,6 +114,23 @@ def test_a_picture_is_the_same_as_in_this_process(tmp_path: Path) -> None:
     assert np.array_equal(isolated.pixels, here.pixels)
     assert isolated.pixels.dtype == np.uint8
     assert isolated.sha256 == here.sha256
+
+
+def test_a_picture_that_is_left_to_be_resized_is_the_same_as_in_this_process(
+    tmp_path: Path,
+) -> None:
+    loader = replace(LOADER, windows=True)
+    sizes = [(20, 30), (SIZE, 12), (30, 12), (5, 7), (32, 32), (33, 33)]
+    with IsolatedLoader(loader) as load:
+        for i, (h, w) in enumerate(sizes):
+            path = tmp_path / f"{i}.png"
+            pixels = np.random.default_rng(i).integers(0, 256, (h, w, 3), np.uint8)
+            Image.fromarray(pixels).save(path)
+            isolated, here = load(path), loader(path)
+            assert isolated.window == here.window
+            assert (here.window is not None) is ((h, w) in [(20, 30), (5, 7), (32, 32)])
+            assert np.array_equal(isolated.pixels, here.pixels)
+            assert isolated.sha256 == here.sha256
 
 
 def test_a_bad_file_is_refused_with_the_same_words_as_in_this_process(file: File) -> None:
@@ -217,6 +236,47 @@ def test_a_defect_in_the_decoding_is_not_taken_for_a_bad_file(file: File) -> Non
 def test_what_a_process_claims_is_believed_within_bounds_only(
     tmp_path: Path, claim: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    assert max(allocated_for(claim, LOADER, tmp_path, monkeypatch)) <= SIZE * SIZE * 3
+
+
+def left_to_resize(h: int, w: int, n_pixels: int) -> bytes:
+    """Claims to be of a picture of so many rows and columns."""
+    return HEADER.pack(PIXELS, 8 + 3 * n_pixels) + struct.pack("<II", h, w) + bytes(3 * n_pixels)
+
+
+@pytest.mark.parametrize(
+    "claim",
+    [
+        HEADER.pack(PIXELS, 2**32 - 1),
+        HEADER.pack(PIXELS, MAX_WINDOW_BYTES + 9),
+        HEADER.pack(PIXELS, 10) + bytes(10),
+        left_to_resize(16, 16, 16 * 16 - 1),
+        left_to_resize(16, 16, 16 * 17),
+        left_to_resize(16, 15, 16 * 16),
+        left_to_resize(0, 0, SIZE * SIZE + 1),
+        left_to_resize(0, 16, 16),
+        left_to_resize(SIZE, SIZE, SIZE * SIZE),  # which needs no resizing
+        left_to_resize(600, 600, 100),
+        left_to_resize(1, 20_000_000, 100),  # would be too large
+        left_to_resize(2**32 - 1, 2**32 - 1, 100),
+        left_to_resize(20, 10_000_000, 20 * 22),  # more pixels than are decoded
+    ],
+    ids=[
+        "huge", "too large", "nothing", "short", "long", "other shape", "resized", "no rows",
+        "not resized", "shrunk much", "strip", "no such picture", "many pixels",
+    ],
+)  # fmt: skip
+def test_what_a_process_claims_of_a_window_is_believed_within_bounds_only(
+    tmp_path: Path, claim: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loader = replace(LOADER, windows=True)
+    assert max(allocated_for(claim, loader, tmp_path, monkeypatch)) <= 8 + MAX_WINDOW_BYTES
+
+
+def allocated_for(
+    claim: bytes, loader: Loader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> list[int]:
+    """How many bytes were made room for in turn, until a process that claims this was left."""
     script = tmp_path / "impostor.py"
     said = HEADER.pack(READ, 32) + b"s" * 32 + claim
     script.write_text(
@@ -237,7 +297,7 @@ def test_what_a_process_claims_is_believed_within_bounds_only(
 
     monkeypatch.setattr(featx.child, "bytearray", noted, raising=False)
     monkeypatch.setattr(featx.child, "_start", lambda: impostor)
-    child = featx.child.Child(LOADER, timeout_s=FOR_EVER_S)
+    child = featx.child.Child(loader, timeout_s=FOR_EVER_S)
     try:
         child.wait_until_ready()
         with pytest.raises(featx.child.DiedError, match="it answered what makes no sense"):
@@ -245,7 +305,7 @@ def test_what_a_process_claims_is_believed_within_bounds_only(
     finally:
         child.end()
     assert child.sha256 == b"s" * 32
-    assert max(allocated) <= SIZE * SIZE * 3
+    return allocated
 
 
 def test_what_decoders_print_reaches_neither_the_terminal_nor_the_answers(
@@ -283,21 +343,24 @@ def test_a_process_imports_nothing_that_decoding_does_not_need() -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="pipes of other systems keep their size")
+@pytest.mark.parametrize("windows", [False, True])
 @pytest.mark.parametrize("refused", [False, True])
 def test_a_picture_fits_into_the_pipe_or_goes_through_it_in_parts(
-    refused: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    windows: bool, refused: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import fcntl
 
-    loader = Loader(PLAIN.replace(resize=256, crop=224))
+    loader = Loader(PLAIN.replace(resize=256, crop=224), windows=windows)
     if refused:
         monkeypatch.setattr(featx.child.fcntl, "F_SETPIPE_SZ", -1)  # OSError: invalid argument
     child = featx.child.Child(loader, timeout_s=30)
     try:
         child.wait_until_ready()
-        fits = fcntl.fcntl(child._stdout, fcntl.F_GETPIPE_SZ) >= HEADER.size + 224 * 224 * 3
+        most = max(loader.body_bytes[1], 224 * 224 * 3)
+        fits = fcntl.fcntl(child._stdout, fcntl.F_GETPIPE_SZ) >= HEADER.size + most
         assert fits is not refused
         path = coloured(tmp_path, 7)
+        Image.open(path).resize((660, 660)).save(path)  # of which 1 MB is left to be resized
         assert np.array_equal(child.load(path).pixels, loader(path).pixels)
     finally:
         child.end()

@@ -46,6 +46,7 @@ SHELVES: tuple[frozenset[str], ...] = tuple(
                 "tracing",
                 "pooling",
                 "keys",
+                "device_resize",
             },
             {
                 "axes",

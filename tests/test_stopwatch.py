@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from test_forward import PLAIN, SIZE, ColourEngine
+from test_forward import PLAIN, SIZE, ColourEngine, picture_of
 
 from featx import stopwatch
 from featx.loading import Loader
@@ -97,8 +97,8 @@ def test_files_that_cannot_be_used_are_found_and_left_out(files: list[Path]) -> 
     assert decoded.files == [files[i] for i in (1, 2, 4, 5)]
     assert [i for i, _ in decoded.failed] == [0, 3]
     assert {error.status for _, error in decoded.failed} == {3}
-    for pixels, path in zip(decoded.pixels, decoded.files, strict=True):
-        assert np.array_equal(pixels, loader(path).pixels)
+    for picture, path in zip(decoded.pictures, decoded.files, strict=True):
+        assert np.array_equal(picture.pixels, loader(path).pixels)
     assert 0 < decoded.images_per_s < math.inf
     assert 0 < decoded.started_s < stopwatch._STARTED_S + 60
     for rate in decode_on_one_core(loader, decoded.files, seconds=0.02):
@@ -109,15 +109,15 @@ def test_only_so_many_pictures_are_kept(files: list[Path], monkeypatch: pytest.M
     monkeypatch.setattr(stopwatch, "_PIXELS_BYTES", 2 * SIZE * SIZE * 3)
     decoded = decode_in_processes(Loader(PLAIN), files, workers=1, seconds=0.01)
     assert len(decoded.files) == 4
-    assert len(decoded.pixels) == 1  # of the first two files one is no picture
+    assert len(decoded.pictures) == 1  # of the first two files one is no picture
     monkeypatch.setattr(stopwatch, "_PIXELS_BYTES", 1)
     decoded = decode_in_processes(Loader(PLAIN), files, workers=1, seconds=0.01)
-    assert len(decoded.pixels) == 1  # there must be one for the network
+    assert len(decoded.pictures) == 1  # there must be one for the network
 
 
 def test_of_bad_files_alone_nothing_is_measured(files: list[Path]) -> None:
     decoded = decode_in_processes(Loader(PLAIN), [files[0]], workers=1, seconds=9.0)
-    assert (len(decoded.files), len(decoded.pixels), decoded.images_per_s) == (0, 0, 0.0)
+    assert (len(decoded.files), len(decoded.pictures), decoded.images_per_s) == (0, 0, 0.0)
 
 
 class TinyPipeline:
@@ -131,8 +131,8 @@ class TinyPipeline:
 def test_batches_are_full_however_few_the_pictures() -> None:
     for n, batch_size in ((3, 4), (9, 4), (1, 1)):
         pipeline = TinyPipeline(batch_size)
-        pixels = np.zeros((n, SIZE, SIZE, 3), np.uint8)
-        assert stopwatch.forward(pipeline, pixels, seconds=0.01) > 0  # type: ignore[arg-type]
+        pictures = [picture_of(i) for i in range(n)]
+        assert stopwatch.forward(pipeline, pictures, seconds=0.01) > 0  # type: ignore[arg-type]
         assert set(pipeline.engine.calls) == {(batch_size, SIZE, SIZE, 3)}
 
 
@@ -167,7 +167,7 @@ def test_the_whole_ends_although_rows_are_left(
 
     loader, engine = Loader(PLAIN), ColourEngine(2)
     pipeline = Pipeline(None, None, engine, loader, None, "fp32", 1)  # type: ignore[arg-type]
-    decoded = Decoded(files[1:3], np.empty(0), (), 1.0, 0.0)
+    decoded = Decoded(files[1:3], (), (), 1.0, 0.0)
     rate = stopwatch.end_to_end(
         pipeline, decoded, tmp_path / "made", workers=1, seconds=0.1, slowest=1e5
     )

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from featx.devices import Device, Precision
+from featx.resampling import Windows
 
 if TYPE_CHECKING:
     import torch
@@ -26,19 +27,22 @@ class Engine(Protocol):
     batch_size : images per call.
     concurrency : calls that may run at the same time, from as many threads, and gain by it.
     feature_shape : shape of one image's features.
+    resizes : whether it also takes pictures that are still to be resized.
     """
 
     name: str
     batch_size: int
     concurrency: int
     feature_shape: tuple[int, ...]
+    resizes: bool
 
-    def __call__(self, pixels: np.ndarray) -> np.ndarray:
+    def __call__(self, pixels: np.ndarray | Windows) -> np.ndarray:
         """Features of one batch.
 
         Parameters
         ----------
-        pixels : (batch_size, h, w, 3) uint8 RGB, resized and cropped.
+        pixels : (batch_size, h, w, 3) uint8 RGB, resized and cropped; or `batch_size` pictures that
+            it is to resize.
 
         Returns
         -------

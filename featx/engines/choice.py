@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import platform
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -18,6 +19,7 @@ from featx.engines.openvino import OpenVinoEngine, is_installed, prepare, proces
 from featx.engines.openvino import version as openvino_version
 from featx.engines.store import FOLDER_VARIABLE, Prepared, load_prepared, save_prepared
 from featx.errors import InputError, MissingExtraError
+from featx.resampling import MAX_SHRINKING, MAX_WINDOW_BYTES, Axis, Window, Windows
 from featx.versions import versions_of
 
 EAGER: Final = "torch-eager"
@@ -157,7 +159,13 @@ def _with_room(make: Callable[[int], Engine], work: Work, running: Running) -> E
 
 def _try_out(engine: Engine, work: Work) -> None:
     """Run as many full batches at the same time as there may be."""
-    blank = np.zeros((engine.batch_size, *work.input_size, 3), np.uint8)
+    blank: np.ndarray | Windows = np.zeros((engine.batch_size, *work.input_size, 3), np.uint8)
+    if engine.resizes:
+        crop = work.input_size[0]
+        side = min(math.isqrt(MAX_WINDOW_BYTES // 3), int(MAX_SHRINKING * crop))  # the most it gets
+        axis = Axis(side, crop, 0, crop)
+        part = np.zeros((side, side, 3), np.uint8), Window(axis, axis, crop)
+        blank = Windows((part,) * engine.batch_size, engine.batch_size)
     with ThreadPoolExecutor(engine.concurrency) as pool:
         for _ in pool.map(engine, [blank] * engine.concurrency):
             pass

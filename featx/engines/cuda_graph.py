@@ -7,6 +7,7 @@ import torch
 
 from featx.engines.base import CannotRunError, Work
 from featx.engines.eager import EagerEngine, arithmetic
+from featx.resampling import Windows
 
 _WARM_UPS = 3  # as PyTorch's notes on CUDA graphs recommend, so that nothing is set up meanwhile
 
@@ -51,10 +52,10 @@ class CudaGraphEngine(EagerEngine):
                 words = (str(error).strip().splitlines() or ["RuntimeError"])[0]
                 raise CannotRunError(f"it cannot be recorded: {words[:200]}") from error
 
-    def __call__(self, pixels: np.ndarray) -> np.ndarray:
+    def __call__(self, pixels: np.ndarray | Windows) -> np.ndarray:
         assert len(pixels) == self.batch_size, f"{len(pixels)} images, not {self.batch_size}"
         with torch.inference_mode():
-            self._pixels.copy_(torch.from_numpy(pixels).pin_memory(), non_blocking=True)
+            self._pixels.copy_(self._there(pixels))
             self._graph.replay()
             return self._features_there.cpu().numpy()
 

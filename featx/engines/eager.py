@@ -11,8 +11,11 @@ from typing import Any, Final
 import numpy as np
 import torch
 
+from featx.device_resize import resized
 from featx.engines.base import Work
+from featx.resampling import Windows
 
+_RESIZING: Final = frozenset({"cuda"})  # elsewhere the cores that would decode compute as well
 _AUTOCAST: Final = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -36,6 +39,7 @@ class EagerEngine:
         self.precision = work.precision
         self.batch_size = batch_size
         self.concurrency = 2 if self.device.type == "cuda" else 1
+        self.resizes = self.device.type in _RESIZING
         self._normalise = work.normalise
         self._front = work.front.eval().to(self.device).to(memory_format=torch.channels_last)
         self._streams: queue.SimpleQueue[Any] = queue.SimpleQueue()
@@ -47,7 +51,7 @@ class EagerEngine:
         if self.device.type == "cuda":  # what was done on the default stream is there for all
             torch.cuda.synchronize(self.device)
 
-    def __call__(self, pixels: np.ndarray) -> np.ndarray:
+    def __call__(self, pixels: np.ndarray | Windows) -> np.ndarray:
         assert len(pixels) == self.batch_size, f"{len(pixels)} images, not {self.batch_size}"
         stream = self._streams.get()
         try:
@@ -56,14 +60,21 @@ class EagerEngine:
         finally:
             self._streams.put(stream)
 
-    def _features(self, pixels: np.ndarray) -> torch.Tensor:
+    def _features(self, pixels: np.ndarray | Windows) -> torch.Tensor:
+        with torch.inference_mode():
+            # (n, h, w, 3) seen as (n, 3, h, w) is channels-last already: no copy
+            batch = self._there(pixels).permute(0, 3, 1, 2)
+            with arithmetic(self.device, self.precision):
+                return self._forward(self._normalise(batch)).float()
+
+    def _there(self, pixels: np.ndarray | Windows) -> torch.Tensor:
+        """(n, h, w, 3) uint8 on the device, on CUDA on its way there."""
+        if isinstance(pixels, Windows):
+            return resized(pixels, self.device)
         batch = torch.from_numpy(pixels)
         if self.device.type == "cuda":
             batch = batch.pin_memory()
-        # (n, h, w, 3) seen as (n, 3, h, w) is channels-last already: no copy
-        batch = batch.to(self.device, non_blocking=True).permute(0, 3, 1, 2)
-        with torch.inference_mode(), arithmetic(self.device, self.precision):
-            return self._forward(self._normalise(batch)).float()
+        return batch.to(self.device, non_blocking=True)
 
     def _forward(self, images: torch.Tensor) -> torch.Tensor:
         """Normalised images (n, 3, h, w) to features, in whatever type the precision gives."""

@@ -22,6 +22,7 @@ import numpy as np
 
 from featx.engines.base import CannotRunError, Work
 from featx.engines.store import Prepared
+from featx.resampling import Windows
 from featx.versions import versions_of
 
 _TELEMETRY: Final = "openvino_telemetry"
@@ -70,6 +71,7 @@ class OpenVinoEngine:
     """
 
     name = "openvino"
+    resizes = False
 
     def __init__(
         self, prepared: Prepared, *, batch_size: int, threads: int, precision: str = "fp32"
@@ -97,7 +99,8 @@ class OpenVinoEngine:
         for _ in range(threads):
             self._requests.put(compiled.create_infer_request())
 
-    def __call__(self, pixels: np.ndarray) -> np.ndarray:
+    def __call__(self, pixels: np.ndarray | Windows) -> np.ndarray:
+        assert not isinstance(pixels, Windows), "it does not resize"
         assert len(pixels) == self.batch_size, f"{len(pixels)} images, not {self.batch_size}"
         request = self._requests.get()
         try:

@@ -11,7 +11,7 @@ from typing import Final
 
 import numpy as np
 
-from featx.cache.layout import crc32_of
+from featx.cache.crc32 import crc32_of
 from featx.errors import InputError
 from featx.interchange.exported import BLOCK_BYTES
 

@@ -1,0 +1,70 @@
+"""What a loader gives, as bytes between processes and as a batch for an engine."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from featx.loading import AnyLoader, Loader, ManyLoader, Picture, batch_of
+from featx.resampling import Windows
+from featx.transforms import Transform
+
+PLAIN = Transform(resize=16, crop=12, mean=(0.0,) * 3, std=(1.0,) * 3)
+SHA256 = b"s" * 32
+LEFT = Loader(PLAIN, windows=True)
+LOADERS = [Loader(PLAIN), LEFT, ManyLoader((Loader(PLAIN), Loader(PLAIN.replace(crop=9))))]
+
+
+def picture(h: int, w: int, loader: AnyLoader = LEFT) -> Picture:
+    import io
+
+    from PIL import Image
+
+    stream = io.BytesIO()
+    Image.fromarray(noise(h, w)).save(stream, "PNG")
+    return loader.picture(stream.getvalue(), SHA256)
+
+
+def noise(h: int, w: int) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (h, w, 3), dtype=np.uint8)
+
+
+@pytest.mark.parametrize("loader", LOADERS, ids=["resized", "left", "many"])
+@pytest.mark.parametrize(("h", "w"), [(1, 1), (30, 40), (16, 20), (60, 20), (64, 64), (65, 66)])
+def test_a_picture_survives_the_way_between_processes(loader: AnyLoader, h: int, w: int) -> None:
+    before = picture(h, w, loader)
+    body = bytearray(b"".join(loader.packed(before)))
+    least, most = loader.body_bytes
+    assert least <= len(body) <= most
+    after = loader.unpacked(body, SHA256)
+    assert np.array_equal(after.pixels, before.pixels)
+    assert (after.sha256, after.window) == (SHA256, before.window)
+
+
+def test_pixels_of_another_shape_are_a_defect() -> None:
+    for loader in LOADERS:
+        with pytest.raises(AssertionError):
+            loader.packed(Picture(noise(12, 13), SHA256))
+
+
+def test_a_batch_of_resized_pictures_is_an_array_and_black_where_there_are_none() -> None:
+    batch = batch_of([Picture(noise(12, 12), SHA256), Picture(noise(12, 12) // 2, SHA256)], 3)
+    assert isinstance(batch, np.ndarray)
+    assert np.array_equal(batch, [noise(12, 12), noise(12, 12) // 2, np.zeros((12, 12, 3))])
+
+
+def test_one_picture_that_is_left_to_be_resized_makes_it_a_batch_of_windows() -> None:
+    pictures = [picture(16, 20), picture(30, 40), picture(16, 20)]
+    batch = batch_of(pictures, 5)
+    assert isinstance(batch, Windows)
+    assert (len(batch), batch.crop) == (5, 12)
+    assert [window is None for _, window in batch.parts] == [True, False, True]
+    assert isinstance(batch_of([picture(16, 20)], 5), np.ndarray)
+
+
+def test_where_pillow_resizes_otherwise_nothing_is_left_to_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert picture(30, 40).window is not None
+    monkeypatch.setattr("featx.loading.matches_pillow", lambda: False)
+    assert picture(30, 40).window is None
