@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -19,10 +20,12 @@ from featx.heads.cached import (
     newest_fitting_head,
     newest_measurable_head,
     probabilities,
+    temperature_of,
 )
 from featx.heads.file import HeadFile
 from featx.images import display_names
 from featx.metrics import Report, score
+from featx.temperature import at_temperature
 from featx.workspace import cache_of_head
 
 On = Literal["held-out", "all"]
@@ -34,7 +37,10 @@ class Evaluation:
 
     Attributes
     ----------
-    report : the figures, see `featx.metrics.Report`.
+    report : the figures, see `featx.metrics.Report`; of a calibrated head at its temperature.
+    uncalibrated : of a calibrated head the figures without its temperature, else None.
+    calibration : what the temperature is and what it was fitted on; None without one.
+    protocol : what was trained on, chosen on, calibrated on and tested on, in words.
     head, cache : the files.
     tested_on : the rows in words: ``val folder``, ``all labelled images``, ….
     trained_left_out : labelled images left out because the head was trained or chosen on them.
@@ -43,11 +49,14 @@ class Evaluation:
     failed : images of the cache without features.
     paths, sha256 : (n), (n, 32) uint8, of the tested images.
     y_true : (n,) int64, index into `report.classes`.
-    probabilities : (n, k) float64.
+    probabilities : (n, k) float64, those that `report` is of.
     files : (n) where the tested images lay.
     """
 
     report: Report
+    uncalibrated: Report | None
+    calibration: Mapping[str, Any] | None
+    protocol: Mapping[str, str]
     head: Path
     cache: Path
     tested_on: str
@@ -71,6 +80,11 @@ class Evaluation:
             "unlabelled": self.unlabelled,
             "unknown_classes": self.unknown,
             "failed": self.failed,
+            "protocol": dict(self.protocol),
+            "calibration": None if self.calibration is None else dict(self.calibration),
+            "uncalibrated": (
+                None if self.uncalibrated is None else self.uncalibrated.of_probabilities()
+            ),
             **self.report.to_dict(),
         }
 
@@ -89,6 +103,9 @@ def evaluate(
 
     Images are recognised by the SHA-256 of their files, so that none that was trained on is ever
     tested on, whatever has happened to the folder since.
+
+    A calibrated head is measured at its temperature, which was fitted without these images, and
+    beside that without it.
 
     Parameters
     ----------
@@ -119,8 +136,9 @@ def evaluate(
         raise InputError(f"{_measured_before(file)}; leave --include-trained away")
     rows, tested_on = _candidates(file, features, on)
     trained = _contains(features.sha256[rows], file, ("train", "val"))
+    fit_saw = include_trained and bool(trained.any())
     if include_trained:
-        tested_on += ", images it was trained on included" if trained.any() else ""
+        tested_on += ", images it was trained on included" if fit_saw else ""
     else:
         rows = rows[~trained]
     y_true = classes_known(file, features)[features.y[rows]]
@@ -141,17 +159,25 @@ def evaluate(
             "test on another cache"
         )
     tested = features.take(rows)
-    predicted = probabilities(file, tested.X)
-    report = score(
-        y_true,
-        predicted,
-        classes=display_names(file.classes),
-        train_counts=file.metadata["split"]["train_counts"],
-        bootstrap=bootstrap,
-        seed=seed,
-    )
+    plain = probabilities(file, tested.X, calibrated=False)
+    temperature = temperature_of(file)
+    predicted = plain if temperature is None else at_temperature(plain, temperature)
+
+    def report_on(p: np.ndarray) -> Report:
+        return score(
+            y_true,
+            p,
+            classes=display_names(file.classes),
+            train_counts=file.metadata["split"]["train_counts"],
+            bootstrap=bootstrap,
+            seed=seed,
+        )
+
     return Evaluation(
-        report=report,
+        report=report_on(predicted),
+        uncalibrated=None if temperature is None else report_on(plain),
+        calibration=file.metadata.get("calibration"),
+        protocol=_protocol(file, f"{len(rows):,} images ({tested_on})", fit_saw),
         head=file.path,
         cache=features.path,
         tested_on=tested_on,
@@ -165,6 +191,21 @@ def evaluate(
         probabilities=predicted,
         files=tuple(tested.files),
     )
+
+
+def _protocol(file: HeadFile, tested_on: str, fit_saw: bool) -> dict[str, str]:
+    """What every kind of decision was made on, in words; of a held-out set, that none was."""
+    split = file.metadata["split"]
+    calibration = file.metadata.get("calibration")
+    return {
+        "trained_on": f"{len(file.split['train']):,} images",
+        "chosen_on": str(split.get("chosen_on", "not recorded")),
+        "calibrated_on": "nothing" if calibration is None else calibration["fitted_on"],
+        "tested_on": tested_on,
+        "test_images_used_for": (
+            "training too: no measure of new images" if fit_saw else "these figures only"
+        ),
+    }
 
 
 def _open(

@@ -103,5 +103,7 @@ def fit_final(
         "choice": choice,
         "report": evaluation.to_dict(),
     }
+    if "calibration" in file.metadata:  # of the head before: nothing is left to fit another on
+        metadata["calibration"] = file.metadata["calibration"]
     beside = file.path.with_name(file.path.name.removesuffix(".safetensors") + _ENDING)
     return keep(Path(out) if out else beside, estimator, features, split, metadata, force=force)

@@ -14,6 +14,7 @@ from typing import Any, Final
 import numpy as np
 
 from featx.cache import canonical_json
+from featx.calibration import fit_calibration
 from featx.devices import resolve_device
 from featx.errors import HeadError, InputError
 from featx.featureset import FeatureSet, load, load_intact
@@ -59,6 +60,7 @@ def fit_head(
     test_fraction: float | None = None,
     group: str | None = None,
     device: str = "auto",
+    calibrate: bool = False,
     cache_dir: str | os.PathLike[str] = "cache",
     **params: Any,
 ) -> Fit:
@@ -79,6 +81,9 @@ def fit_head(
     group : which images belong together, see `featx.grouping.group_images`: they are never parted,
         neither by a split that is made here, nor where choices are made by cross-validation.
     device : where to fit: ``auto``, ``cpu``, ``cuda``, ``cuda:N``, ``mps``.
+    calibrate : also fit a temperature (Guo et al. 2017), on the validation rows or, where there
+        are none, on out-of-fold predictions of the training rows, which takes five more fits.
+        `predict` and `evaluate` then give probabilities at that temperature.
     **params : parameters of the head, as `C` or `hidden`; see `featx.heads`.
 
     Raises
@@ -125,7 +130,13 @@ def fit_head(
         **({} if group is None else {"group": group}),
         "data": _data_digest(features, split, grouping.groups),
     }
+    if calibrate:
+        settings["calibrate"] = True
     metadata = describe(features, split, settings, estimator, groups=grouping.source)
+    if calibrate:
+        metadata["calibration"] = fit_calibration(
+            estimator, features.X, features.y, split, groups=grouping.groups, seed=seed
+        )
     path = (
         Path(out) if out else features.path.with_suffix(f".{_name(head, params, seed, settings)}")
     )
@@ -179,6 +190,7 @@ def fit_like(
         test_fraction=None if own_split else settings["test_fraction"],
         group=settings.get("group"),
         device=device,
+        calibrate=settings.get("calibrate", False),
         **params,
     )
 
@@ -327,7 +339,8 @@ def _name(head: str, params: Mapping[str, Any], seed: int, settings: Mapping[str
         extras["test"] = f"{settings['test_fraction']:g}"
     if settings.get("group"):
         extras["group"] = re.sub(r"[^\w.-]+", "_", settings["group"].rpartition("/")[2])[:_SHOWN]
-    return head + "".join(f"+{key}={value}" for key, value in extras.items()) + ".safetensors"
+    name = head + "".join(f"+{key}={value}" for key, value in extras.items())
+    return name + ("+calibrated" if settings.get("calibrate") else "") + ".safetensors"
 
 
 def _short(value: Any) -> str:

@@ -13,7 +13,7 @@ import numpy as np
 from featx.cache import Status
 from featx.errors import InputError
 from featx.featureset import FailedImage, FeatureSet, load_intact
-from featx.heads.cached import check_fits, load_recorded, probabilities
+from featx.heads.cached import check_fits, load_recorded, probabilities, temperature_of
 from featx.heads.file import HeadFile
 from featx.images import display_names, expand_inputs
 from featx.recorded import pipeline_of_spec
@@ -26,10 +26,11 @@ class Predictions:
     Attributes
     ----------
     paths : (n) path of every image that could be used, as given; of a cache, below its root.
-    files : (n) where these images lie.
     classes : (k) class names in the order of the columns of `probabilities`.
     probabilities : (n, k) float64, rows sum to 1.
     failed : images that could not be used, and why.
+    files : (n) where these images lie.
+    temperature : what the probabilities are calibrated by; None where they are the head's own.
     """
 
     paths: tuple[str, ...]
@@ -37,6 +38,7 @@ class Predictions:
     probabilities: np.ndarray
     failed: tuple[FailedImage, ...]
     files: tuple[Path, ...]
+    temperature: float | None = None
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -84,6 +86,7 @@ def predict(
     precision: str | None = None,
     batch_size: int | None = None,
     workers: int | None = None,
+    calibrated: bool = True,
     start: Callable[[int], None] | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Predictions:
@@ -98,6 +101,8 @@ def predict(
         made, else its published name.
     engine, device, batch_size, workers : how to run; by the fixed rules where not given.
     precision : arithmetic of the backbone; by default that of the features the head was fitted on.
+    calibrated : of a head with a temperature (``fit_head(calibrate=True)``), give the
+        probabilities at it; False for the head's own. The classes and their order are the same.
     start, progress : called with the number of images, and with how many more are done.
 
     Raises
@@ -122,7 +127,7 @@ def predict(
     if caches:
         if len(inputs) > 1:
             raise InputError("give either one cache (.h5) or image files to predict, not both")
-        return predict_cache(file, load_intact(caches[0]))
+        return predict_cache(file, load_intact(caches[0]), calibrated=calibrated)
     files = expand_inputs(inputs)
     pipeline = pipeline_of_spec(
         file.metadata["cache"]["spec"],
@@ -134,7 +139,7 @@ def predict(
         batch_size=batch_size,
         files=files,
     )
-    sink = _HeadSink(file, len(files))
+    sink = _HeadSink(file, len(files), calibrated=calibrated)
     if start:
         start(len(files))
     pipeline.run(enumerate(files), sink, workers=workers, progress=progress)
@@ -148,25 +153,28 @@ def predict(
             for i, (status, reason) in sorted(sink.failed.items())
         ),
         files=tuple(files[i] for i in good),
+        temperature=temperature_of(file) if calibrated else None,
     )
 
 
 class _HeadSink:
     """Turns features into probabilities batch by batch, so that memory is bounded by a batch."""
 
-    def __init__(self, file: HeadFile, n: int) -> None:
-        self._file = file
+    def __init__(self, file: HeadFile, n: int, *, calibrated: bool) -> None:
+        self._file, self._calibrated = file, calibrated
         self.probabilities = np.zeros((n, len(file.classes)))
         self.failed: dict[int, tuple[int, str]] = {}
 
     def put(self, rows: np.ndarray, features: np.ndarray, sha256: np.ndarray) -> None:
-        self.probabilities[rows] = probabilities(self._file, features.reshape(len(rows), -1))
+        self.probabilities[rows] = probabilities(
+            self._file, features.reshape(len(rows), -1), calibrated=self._calibrated
+        )
 
     def fail(self, row: int, status: int, reason: str, sha256: bytes) -> None:
         self.failed[row] = (status, reason)
 
 
-def predict_cache(file: HeadFile, features: FeatureSet) -> Predictions:
+def predict_cache(file: HeadFile, features: FeatureSet, *, calibrated: bool = True) -> Predictions:
     """Class probabilities of every usable row of a cache that fits the head.
 
     Raises
@@ -178,7 +186,8 @@ def predict_cache(file: HeadFile, features: FeatureSet) -> Predictions:
     return Predictions(
         paths=tuple(features.paths),
         classes=file.classes,
-        probabilities=probabilities(file, features.X),
+        probabilities=probabilities(file, features.X, calibrated=calibrated),
         failed=features.failed,
         files=tuple(features.files),
+        temperature=temperature_of(file) if calibrated else None,
     )

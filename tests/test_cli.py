@@ -194,10 +194,59 @@ def test_evaluate_writes_its_report_as_files(tmp_path: Path) -> None:
     for word in ("accuracy", "majority baseline", "macro F1", "麻雀", "Grue cendrée", "95 %"):
         assert word in shown.stdout
     assert sorted(path.name for path in (tmp_path / "report").iterdir()) == [
-        "classes.csv", "confusion.csv", "confusion.png", "predictions.csv", "report.json",
+        "classes.csv", "confusion.csv", "confusion.png", "predictions.csv", "reliability.png",
+        "report.json",
     ]  # fmt: skip
     with Image.open(tmp_path / "report" / "confusion.png") as picture:
         assert picture.size > (100, 100)
+
+
+def test_every_figure_is_printed_and_what_it_was_measured_on(tmp_path: Path) -> None:
+    write_cache(tmp_path / "cache" / "a.h5", n=150, spread=2.5)
+    featx_("fit-head")
+    shown = featx_("evaluate").stdout
+    told = json.loads(featx_("evaluate", "--json").stdout)
+    lines = [line.split() for line in shown.splitlines()]
+    for words, name in (
+        ("weighted F1", "weighted_f1"),
+        ("macro average precision", "average_precision"),
+        ("macro ROC AUC", "roc_auc"),
+        ("log-loss", "log_loss"),
+        ("Brier score (0 to 2)", "brier"),
+    ):
+        figures = [f"{told[name][part]:.3f}" for part in ("value", "low", "high")]
+        assert [*words.split(), figures[0], figures[1], "to", figures[2]] in lines
+    low, high = told["ece_if_calibrated"]
+    ece = f"ECE (15 bins) {told['ece']['value']:.3f} a calibrated head: {low:.3f} to {high:.3f}"
+    assert ece.split() in lines
+    first = told["per_class"][0]
+    ranks = [f"{first[part]:.3f}" for part in ("average_precision", "roc_auc")]
+    assert any(line[:2] == ["Great", "tit"] and line[5:7] == ranks for line in lines)
+    assert (
+        "protocol: trained on 120 images; chosen on 5-fold cross-validation; calibrated on "
+        "nothing; tested on 30 images (held-out 20 % images), used for these figures only"
+    ) in shown
+    assert "without calibration" not in shown
+
+
+def test_a_calibrated_head_says_so_wherever_it_is_used(tmp_path: Path) -> None:
+    write_cache(tmp_path / "cache" / "a.h5", n=150, spread=2.5)
+    fitted = featx_("fit-head", "--C", "100", "--calibrate").stderr
+    found = json.loads(featx_("evaluate", "--json").stdout)["calibration"]
+    named = f"temperature {found['temperature']:.3g}"
+    assert f"calibrated: {named} fitted on 120 out-of-fold training images; on these" in fitted
+    shown = featx_("evaluate", "--out", "report").stdout
+    assert f"at {named}, as above" in shown
+    assert "without calibration" in shown
+    assert "calibrated on 120 out-of-fold training images; tested on" in shown
+    head = "cache/a.logistic+C=100+calibrated.safetensors"
+    calibrated = featx_("predict", head, "cache/a.h5", "--json")
+    plain = featx_("predict", head, "cache/a.h5", "--json", "--uncalibrated")
+    assert f"probabilities at {named}" in calibrated.stderr
+    assert "temperature" not in plain.stderr
+    first, other = (json.loads(r.stdout.splitlines()[0]) for r in (calibrated, plain))
+    assert first["class"] == other["class"]
+    assert first["probability"] < other["probability"]
 
 
 def test_heads_of_every_kind_are_fitted_with_their_options(tmp_path: Path) -> None:

@@ -68,10 +68,9 @@ SHELVES: tuple[frozenset[str], ...] = tuple(
                 "grouping",
                 "failures",
                 "isolation",
-                "crossfit",
             },
-            {"quick_start"},
-            {"pipeline", "target"},
+            {"quick_start", "crossfit"},
+            {"pipeline", "target", "calibration"},
             {"filling", "recorded"},
             {
                 "extraction",

@@ -15,8 +15,10 @@ import featx
 from featx.errors import HeadError, InputError, WeightsError
 from featx.extraction import run_extraction
 from featx.fitting import fit_head
+from featx.heads import load_head, save_head
 from featx.prediction import predict
 from featx.specs import ExtractOptions
+from featx.temperature import at_temperature
 from featx.weight_files import sha256_file
 
 Folder = Callable[..., Path]
@@ -56,6 +58,19 @@ def test_a_cache_needs_no_forward_pass_and_says_the_same_as_its_files(
     from_cache = predict(head, cache)
     assert [Path(p).name for p in from_cache.paths] == [Path(p).name for p in from_files.paths]
     assert np.array_equal(from_cache.probabilities, from_files.probabilities)
+
+
+def test_files_too_are_predicted_at_the_temperature_unless_told_otherwise(
+    fitted: tuple[Path, Path, Path],
+) -> None:
+    root, _, head = fitted
+    file = load_head(head)
+    metadata = {**file.metadata, "calibration": {"temperature": 2.0, "fitted_on": "40 val images"}}
+    save_head(head, file.head, classes=file.classes, metadata=metadata, split=file.split)
+    calibrated, plain = predict(head, root / "red"), predict(head, root / "red", calibrated=False)
+    assert np.array_equal(calibrated.probabilities, at_temperature(plain.probabilities, 2.0))
+    assert not np.array_equal(calibrated.probabilities, plain.probabilities)
+    assert (calibrated.temperature, plain.temperature) == (2.0, None)
 
 
 def test_the_last_partial_batch_is_predicted(fitted: tuple[Path, Path, Path]) -> None:

@@ -11,13 +11,15 @@ import numpy as np
 import pytest
 from matplotlib import font_manager
 from PIL import Image
+from scipy.stats import binomtest
 
 from featx.errors import InputError
+from featx.metrics.reliability import reliability
 from featx.report import fonts as fonts_module
 from featx.report import plots
 from featx.report.fonts import FontFace, fonts_for, glyph_warning
 from featx.report.grid import image_grid
-from featx.report.plots import confusion_matrix_png, training_curves_png
+from featx.report.plots import confusion_matrix_png, reliability_png, training_curves_png
 
 GREEN, RED = (0, 158, 115), (213, 94, 0)
 
@@ -253,6 +255,45 @@ def test_a_failed_write_leaves_the_old_picture_and_no_rubbish(tmp_path, monkeypa
     with pytest.raises(OSError, match="disk full"):
         confusion_matrix_png(path, np.eye(2, dtype=int), ["a", "b"], title="T")
     assert [(file.name, file.read_bytes()) for file in tmp_path.iterdir()] == [("m.png", b"old")]
+
+
+# Reliability
+
+
+def _curve(seed=0, n=200):
+    rng = np.random.default_rng(seed)
+    confidence = rng.uniform(0.4, 1, n)
+    return reliability(confidence, rng.random(n) < confidence)
+
+
+def test_the_points_are_the_bins_that_have_images_and_the_bars_wilsons(tmp_path, drawn):
+    curve = _curve()
+    assert reliability_png(tmp_path / "r.png", {"this head": curve}, title="T") == ()
+    filled = curve.count > 0
+    assert not filled.all()
+    top, below = drawn[0].axes
+    diagonal, points = (line for line in top.lines if line.get_linestyle() != "None")
+    np.testing.assert_array_equal(diagonal.get_xydata(), [[0, 0], [1, 1]])
+    np.testing.assert_allclose(points.get_xdata(), curve.confidence[filled])
+    np.testing.assert_allclose(points.get_ydata(), curve.accuracy[filled])
+    (bars,) = top.collections
+    for segment, accuracy, n in zip(
+        bars.get_segments(), curve.accuracy[filled], curve.count[filled], strict=True
+    ):
+        theirs = binomtest(round(accuracy * n), n).proportion_ci(0.95, "wilson")
+        np.testing.assert_allclose(segment[:, 1], theirs, rtol=1e-6)
+    assert sum(bar.get_height() for bar in below.patches) == pytest.approx(1)
+    assert _pixels(tmp_path / "r.png").std() > 20
+
+
+def test_two_curves_stand_side_by_side_with_their_errors(tmp_path, drawn):
+    curves = {"at temperature 2": _curve(), "without calibration": _curve(1)}
+    reliability_png(tmp_path / "r.png", curves, title="T")
+    _, below = drawn[0].axes
+    texts = [text.get_text() for text in drawn[0].legends[0].get_texts()]
+    assert texts[1:] == [f"{name}: ECE {curve.ece:.3f}" for name, curve in curves.items()]
+    lefts = [bar.get_x() for bar in below.patches]
+    assert len(set(lefts)) == 30  # no bar hides another
 
 
 # Training curves

@@ -11,13 +11,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from sklearn.metrics import accuracy_score, confusion_matrix, precision_recall_fscore_support
+from sklearn.metrics import (
+    accuracy_score,
+    average_precision_score,
+    confusion_matrix,
+    precision_recall_fscore_support,
+    roc_auc_score,
+)
 from synthetic import write_cache
 
 from featx.errors import DiskError
 from featx.evaluation import Evaluation, evaluate
 from featx.fitting import fit_head
 from featx.report import fonts as fonts_module
+from featx.report import tables
 from featx.report.tables import write_evaluation
 
 NAMES = ("Great tit", "Grue cendrée", "麻雀")
@@ -50,6 +57,7 @@ def _predicted(evaluation: Evaluation) -> np.ndarray:
 def test_the_files_it_says_it_wrote_are_all_there_is(evaluation, tmp_path):
     paths, notes = write_evaluation(tmp_path / "a" / "b", evaluation)
     names = ["report.json", "classes.csv", "confusion.csv", "predictions.csv", "confusion.png"]
+    names += ["reliability.png"]
     assert [path.name for path in paths] == names
     assert sorted(paths) == sorted((tmp_path / "a" / "b").iterdir())
     assert notes == ()
@@ -65,9 +73,14 @@ def test_the_json_report_is_the_evaluation_in_readable_utf_8(evaluation, folder)
 
 def test_the_class_table_has_scikit_learns_figures(evaluation, folder):
     header, *rows = _table(folder / "classes.csv")
-    assert header == ["class", "precision", "recall", "f1", "images"]
+    names = ["class", "precision", "recall", "f1", "average_precision", "roc_auc", "images"]
+    assert header == names
     assert [row[0] for row in rows] == list(NAMES)
-    expected = precision_recall_fscore_support(evaluation.y_true, _predicted(evaluation))
+    y, p = evaluation.y_true, evaluation.probabilities
+    *shares, support = precision_recall_fscore_support(y, _predicted(evaluation))
+    true = np.eye(3)[y]
+    expected = [*shares, average_precision_score(true, p, average=None),
+                roc_auc_score(true, p, average=None), support]  # fmt: skip
     np.testing.assert_allclose([[float(cell) for cell in row[1:]] for row in rows],
                                np.transpose(expected))  # fmt: skip
 
@@ -116,6 +129,26 @@ def test_the_confusion_picture_is_a_picture(folder):
         assert len(image.convert("RGB").getcolors(1 << 24)) > 50
 
 
+def test_the_reliability_picture_has_a_curve_with_the_temperature_and_one_without(
+    evaluation, tmp_path, monkeypatch
+):
+    drawn = []
+    monkeypatch.setattr(
+        tables, "reliability_png", lambda path, curves, **_: drawn.append(curves) or ()
+    )
+    write_evaluation(tmp_path / "plain", evaluation)
+    fit = fit_head(evaluation.cache, C=100.0, calibrate=True)
+    calibrated = evaluate(evaluation.cache, fit.path, bootstrap=0)
+    write_evaluation(tmp_path / "calibrated", calibrated)
+    plain, both = drawn
+    assert plain == {"this head": evaluation.report.reliability}
+    temperature = fit.file.metadata["calibration"]["temperature"]
+    assert both == {
+        f"at temperature {temperature:.3g}": calibrated.report.reliability,
+        "without calibration": calibrated.uncalibrated.reliability,
+    }
+
+
 def test_names_with_commas_quotes_and_line_breaks_stay_one_cell(evaluation, tmp_path):
     odd = ('Tit, "great"', "Grue\ncendrée", "a;b")
     report = dataclasses.replace(evaluation.report, classes=odd)
@@ -145,7 +178,8 @@ def test_a_class_that_is_never_predicted_has_no_precision(tmp_path):
     assert (evaluation.y_true == 2).any()
     write_evaluation(tmp_path / "out", evaluation)
     row = _table(tmp_path / "out" / "classes.csv")[3]
-    assert row == ["麻雀", "", "0.0", row[3], str((evaluation.y_true == 2).sum())]
+    assert row[:3] == ["麻雀", "", "0.0"]
+    assert row[-1] == str((evaluation.y_true == 2).sum())
     report = json.loads((tmp_path / "out" / "report.json").read_text("utf-8"))
     assert report["per_class"][2]["precision"] is None
     assert report["accuracy"]["low"] is None
@@ -158,7 +192,7 @@ def test_what_was_there_is_replaced_and_other_files_stay(evaluation, tmp_path):
     assert len(_table(tmp_path / "classes.csv")) == 4
     assert "old" not in (tmp_path / "classes.csv").read_text("utf-8")
     assert (tmp_path / "notes.txt").read_text("utf-8") == "mine"
-    assert len(list(tmp_path.iterdir())) == 6
+    assert len(list(tmp_path.iterdir())) == 7
 
 
 def test_the_same_evaluation_gives_the_same_bytes(evaluation, folder, tmp_path):

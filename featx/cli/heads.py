@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,6 +13,7 @@ from featx.cli.cross_validation import cross_validation
 from featx.cli.few_shot import few_shot
 from featx.cli.options import CacheDir, Device, Json, Precision, Seed, given, numbers
 from featx.cli.output import command, out, print_json, table, tell
+from featx.cli.reporting import print_evaluation
 from featx.errors import InputError
 
 if TYPE_CHECKING:
@@ -91,6 +93,14 @@ def fit_head(
     ] = None,
     precision: Precision = None,
     device: Device = "auto",
+    calibrate: Annotated[
+        bool,
+        typer.Option(
+            "--calibrate",
+            help="Also fit a temperature for the probabilities, on validation images or on "
+            "out-of-fold training images (five more fits).",
+        ),
+    ] = False,
     momentum: Annotated[
         float | None, typer.Option(min=0, max=1, help="linear: momentum of sgd.")
     ] = None,
@@ -153,6 +163,7 @@ def fit_head(
     sizes = numbers(hidden, "hidden")
     where: dict[str, Any] = {"device": device, "cache_dir": cache_dir}
     common: dict[str, Any] = {"seed": seed, **given(test_fraction=test_fraction, group=group)}
+    calibrated = {"calibrate": True} if calibrate else {}
     params: dict[str, Any] = {
         **given(
             C=c,
@@ -181,8 +192,9 @@ def fit_head(
         ),
     }
     if shots is not None:
-        if out_file is not None or force or like or final or head == "all":
-            raise InputError("--shots writes no head: leave --out, --force, --like, --final away, "
+        if out_file is not None or force or like or final or calibrate or head == "all":
+            raise InputError("--shots writes no head: leave --out, --force, --like, --final, "
+                             "--calibrate away, "
                              "and name one kind of head")  # fmt: skip
         keywords = {**where, **common, **params, **given(repeats=repeats)}
         few_shot(cache, head=head, shots=shots, curves=curves, json_output=json_output, **keywords)
@@ -190,18 +202,20 @@ def fit_head(
     if repeats is not None:
         raise InputError("--repeats goes with --shots")
     if head == "all":
-        if params or out_file or like or final or curves:
+        if params or out_file or like or final or curves or calibrate:
             raise InputError("--head all takes the defaults of every head: leave its options away")
         fit_all(cache, force=force, json_output=json_output, **where, **common)
         return
     if curves is not None and head not in ("linear", "mlp"):
         raise InputError(f"--curves needs a head with epochs (linear or mlp), not {head}")
     if like is not None:
-        if params or group or test_fraction is not None or seed or head != "logistic":
+        alone = not (params or group or seed or calibrate) and test_fraction is None
+        if not alone or head != "logistic":
             raise InputError("--like repeats all settings of that head: leave the others away")
         fitted = fit_like(like, cache, out=out_file, force=force, **where)
     else:
-        fitted = fit(cache, head=head, out=out_file, force=force, **where, **common, **params)
+        keywords = {**where, **common, **calibrated, **params}
+        fitted = fit(cache, head=head, out=out_file, force=force, **keywords)
     if curves is not None:
         _draw_curves(fitted, curves)
     made = fitted
@@ -263,7 +277,21 @@ def _print_fit(fitted: Fit, *, is_last: bool = True) -> None:
             f"{reached} to gradient norm {facts['gradient_norm']:.1e} "
             f"after {facts['n_iter']} iterations"
         )
+    if "calibration" in metadata:
+        tell(_calibrated(metadata["calibration"]))
     tell(f"split: {split.source}.{' Next: featx evaluate' if is_last else ''}")
+
+
+def _calibrated(calibration: Mapping[str, Any]) -> str:
+    """The temperature, and what it does on the images it was fitted on."""
+    if not calibration["n_wrong"]:
+        return f"temperature 1, fitted on {calibration['fitted_on']}"
+    loss, ece = calibration["log_loss"], calibration["ece"]
+    return (
+        f"calibrated: temperature {calibration['temperature']:.3g} fitted on "
+        f"{calibration['fitted_on']}; on these its log-loss goes from {loss['before']:.3f} to "
+        f"{loss['after']:.3f}, its ECE from {ece['before']:.3f} to {ece['after']:.3f}"
+    )
 
 
 def _chosen(facts: dict[str, Any]) -> str:
@@ -321,8 +349,8 @@ def evaluate(
         Path | None,
         typer.Option(
             "--out",
-            help="Write report.json, classes.csv, confusion.csv, predictions.csv and "
-            "confusion.png into this folder.",
+            help="Write report.json, classes.csv, confusion.csv, predictions.csv, confusion.png "
+            "and reliability.png into this folder.",
         ),
     ] = None,
     bootstrap: Annotated[int, typer.Option(min=0, help="Draws for the 95 % intervals.")] = 1000,
@@ -391,7 +419,8 @@ def evaluate(
     if json_output:
         print_json(evaluation.to_dict())
         return
-    _print_evaluation(evaluation)
+    print_evaluation(evaluation)
+    _tell_left_out(evaluation)
 
 
 def _cache_and_head(files: list[Path]) -> tuple[Path | None, Path | None]:
@@ -400,47 +429,6 @@ def _cache_and_head(files: list[Path]) -> tuple[Path | None, Path | None]:
     if len(heads) > 1 or len(caches) > 1:
         raise InputError(f"evaluate takes one cache and one head, got {', '.join(map(str, files))}")
     return (caches[0] if caches else None), (heads[0] if heads else None)
-
-
-def _print_evaluation(evaluation: Evaluation) -> None:
-    report = evaluation.report
-    console = out()
-    figures = table(None, "measure", "value", "95 % interval", right=("value",))
-    baseline = report.baseline
-    for name, estimate in (
-        ("accuracy", report.accuracy),
-        (f"majority baseline ({baseline.class_name})", baseline.accuracy),
-        ("top-5 accuracy", report.top5),
-        ("balanced accuracy", report.balanced_accuracy),
-        ("macro F1", report.macro_f1),
-        ("log-loss", report.log_loss),
-    ):
-        if estimate is not None:
-            interval = "" if estimate.low is None else f"{estimate.low:.3f} to {estimate.high:.3f}"
-            figures.add_row(name, f"{estimate.value:.3f}", interval)
-    where = f"{report.n:,} images ({evaluation.tested_on}) of {evaluation.cache}"
-    console.print(f"{evaluation.head} on {where}", style="bold")
-    console.print(figures)
-    per_class = table(
-        None, "class", "precision", "recall", "F1", "images",
-        right=("precision", "recall", "F1", "images"),
-    )  # fmt: skip
-    for row in report.per_class:
-        per_class.add_row(
-            row.name, *map(_fraction, (row.precision, row.recall, row.f1)), f"{row.support:,}"
-        )
-    console.print()
-    console.print(per_class)
-    if report.most_confused:
-        pairs = "; ".join(
-            f"{p.true} as {p.predicted} ({p.count})" for p in report.most_confused[:5]
-        )
-        console.print(f"\nmost confused: {pairs}")
-    _tell_left_out(evaluation)
-
-
-def _fraction(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"
 
 
 def _tell_left_out(evaluation: Evaluation) -> None:

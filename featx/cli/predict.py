@@ -62,6 +62,10 @@ def predict(
     ] = None,
     batch_size: BatchSize = None,
     workers: Workers = None,
+    uncalibrated: Annotated[
+        bool,
+        typer.Option("--uncalibrated", help="The head's own probabilities, without temperature."),
+    ] = False,
 ) -> None:
     """Name every image: its most probable classes and their probabilities."""
     from featx.prediction import predict as run
@@ -76,6 +80,7 @@ def predict(
             precision=precision,
             batch_size=batch_size,
             workers=workers,
+            calibrated=not uncalibrated,
             start=bar.start,
             progress=bar.advance,
         )
@@ -90,6 +95,11 @@ def predict(
         _print_predictions(predictions, top_k)
     if show is not None and len(predictions):
         _show(predictions, show)
+    if predictions.temperature is not None:
+        tell(
+            f"probabilities at temperature {predictions.temperature:.3g}, which the head was "
+            "calibrated to; --uncalibrated gives its own"
+        )
     tell_failures(predictions.failed)
     exit_if_failed(predictions.failed)
 

@@ -12,6 +12,7 @@ from featx.errors import HeadError
 from featx.featureset import FeatureSet
 from featx.heads.file import HeadFile, load_head
 from featx.images import display_names
+from featx.temperature import BOUNDS, at_temperature
 from featx.workspace import newest_first
 
 # Fields of a spec that decide what a feature means: two caches that differ in one of these do not
@@ -63,6 +64,7 @@ def load_recorded(path: str | os.PathLike[str]) -> HeadFile:
                 f"{path} does not say what it was fitted on (no {part}.{wrong[0]}): it was not "
                 "made by `featx fit-head`; in Python use featx.heads.load_head(path).head"
             )
+    _check_calibration(file)
     return file
 
 
@@ -99,6 +101,29 @@ def newest_measurable_head(folder: str | os.PathLike[str]) -> HeadFile:
         if not is_final(file):
             return file
     raise HeadError(f"there is no head in {folder}; fit one with `featx fit-head`")
+
+
+def _check_calibration(file: HeadFile) -> None:
+    calibration = file.metadata.get("calibration")
+    if calibration is None:
+        return
+    found = calibration if isinstance(calibration, dict) else {}
+    temperature = found.get("temperature")
+    if (
+        type(temperature) is not float
+        or not BOUNDS[0] <= temperature <= BOUNDS[1]
+        or type(found.get("fitted_on")) is not str
+    ):
+        raise HeadError(
+            f"{file.path} has a calibration that cannot be used (temperature {temperature!r}; "
+            f"it must be from {BOUNDS[0]:g} to {BOUNDS[1]:g}): fit the head again"
+        )
+
+
+def temperature_of(file: HeadFile) -> float | None:
+    """What a head's probabilities are calibrated by; None if it was fitted without --calibrate."""
+    calibration = file.metadata.get("calibration")
+    return None if calibration is None else float(calibration["temperature"])
 
 
 def check_fits(file: HeadFile, features: FeatureSet) -> None:
@@ -152,8 +177,14 @@ def classes_known(file: HeadFile, features: FeatureSet) -> np.ndarray:
     return np.array([*numbers, -1], np.int64)
 
 
-def probabilities(file: HeadFile, X: np.ndarray) -> np.ndarray:
-    """Class probabilities (n, k) float64 of features (n, d); no rows give no rows."""
+def probabilities(file: HeadFile, X: np.ndarray, *, calibrated: bool = True) -> np.ndarray:
+    """Class probabilities (n, k) float64 of features (n, d); no rows give no rows.
+
+    Those of a calibrated head are at its temperature, unless `calibrated` is False: then they are
+    the head's own, as `file.head.predict_proba` gives them.
+    """
     if not len(X):
         return np.zeros((0, len(file.classes)))
-    return np.asarray(file.head.predict_proba(X), np.float64)
+    plain = np.asarray(file.head.predict_proba(X), np.float64)
+    temperature = temperature_of(file)
+    return at_temperature(plain, temperature) if calibrated and temperature else plain

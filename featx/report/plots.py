@@ -17,6 +17,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from featx.errors import InputError
+from featx.metrics import Reliability
 from featx.report.fonts import TextFonts, fonts_for
 
 DPI = 150
@@ -270,3 +271,66 @@ def training_curves_png(
         figure.legend(lines, names, loc="outside right upper", **style)
     save_png(figure, Path(path))
     return (fonts.warning,) if fonts.warning else ()
+
+
+def reliability_png(
+    path: str | os.PathLike[str], curves: Mapping[str, Reliability], *, title: str
+) -> tuple[str, ...]:
+    """Draw how often a head is right by how sure it is, beside the diagonal of a calibrated one.
+
+    Parameters
+    ----------
+    path
+        The PNG to write; its folder is made, an existing file replaced.
+    curves
+        What a curve is of (such as "at temperature 1.3") and the curve: one or two. A point is a
+        bin that has images, its bar the Wilson 95 % interval of the accuracy; below it stands the
+        bin's share of the images.
+    title
+        A line above the plot.
+
+    Returns
+    -------
+    tuple of str
+        Sentences for the user, as `confusion_matrix_png` returns them.
+    """
+    fonts = fonts_for([title, *curves])
+    figure = Figure(figsize=(5.4, 6.8), dpi=DPI)
+    figure.set_layout_engine("constrained")
+    top, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+    top.plot([0, 1], [0, 1], color=MUTED, lw=1, ls=":", label="a calibrated head")
+    for place, (name, curve) in enumerate(curves.items()):
+        colour = (TRAIN_COLOUR, VAL_COLOUR)[place]
+        filled = curve.count > 0
+        confidence, accuracy = curve.confidence[filled], curve.accuracy[filled]
+        bars = np.abs(_wilson(accuracy, curve.count[filled]) - accuracy)  # (2, bins)
+        label = f"{fonts.shown(name)}: ECE {curve.ece:.3f}"
+        style: dict[str, Any] = {"color": colour, "marker": "o", "ms": 4, "lw": 1.0}
+        top.errorbar(confidence, accuracy, bars, elinewidth=0.8, capsize=2, label=label, **style)
+        shares, width = curve.count / curve.count.sum(), np.diff(curve.edges) / len(curves)
+        left = curve.edges[:-1] + place * width
+        below.bar(left, shares, width * 0.9, align="edge", color=colour)
+    top.set_title(fonts.shown(title), pad=10, **text_style(fonts, 12.0))
+    top.set_ylabel("share that is right", color=MUTED, **text_style(fonts, 10.0))
+    below.set_ylabel("share of images", color=MUTED, **text_style(fonts, 10.0))
+    below.set_xlabel(
+        "confidence: probability of the predicted class", color=MUTED, **text_style(fonts, 10.0)
+    )
+    top.set_ylim(-0.02, 1.02)
+    top.set_xlim(0, 1)
+    figure.legend(frameon=False, prop=fonts.properties(9.0), loc="outside lower center")
+    for axes in (top, below):
+        axes.grid(color="#e4e6ea", lw=0.8)
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.tick_params(colors=MUTED, labelsize=8)
+    save_png(figure, Path(path))
+    return (fonts.warning,) if fonts.warning else ()
+
+
+def _wilson(share: np.ndarray, n: np.ndarray) -> np.ndarray:
+    """Wilson's 95 % interval (1927) of shares (b,) of n (b,): (2, b), lower and upper bounds."""
+    z2 = 1.959964**2
+    centre = (share + z2 / (2 * n)) / (1 + z2 / n)
+    half = np.sqrt(z2 * (share * (1 - share) / n + z2 / (4 * n**2))) / (1 + z2 / n)
+    return np.clip([centre - half, centre + half], 0, 1)

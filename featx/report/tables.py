@@ -13,14 +13,15 @@ import numpy as np
 from featx.cache.files import told_as_disk_error
 from featx.cross_validation import FIGURES, CrossValidation
 from featx.evaluation import Evaluation
-from featx.report.plots import confusion_matrix_png
+from featx.metrics import Reliability
+from featx.report.plots import confusion_matrix_png, reliability_png
 
 
 def write_evaluation(
     folder: str | os.PathLike[str], evaluation: Evaluation
 ) -> tuple[tuple[Path, ...], tuple[str, ...]]:
-    """Write ``report.json``, ``classes.csv``, ``confusion.csv``, ``predictions.csv`` and
-    ``confusion.png`` into `folder`, replacing what is there.
+    """Write ``report.json``, ``classes.csv``, ``confusion.csv``, ``predictions.csv``,
+    ``confusion.png`` and ``reliability.png`` into `folder`, replacing what is there.
 
     CSV files are UTF-8 with a byte order mark, so that spreadsheets show every script.
 
@@ -38,14 +39,18 @@ def write_evaluation(
     with told_as_disk_error(folder, "write to"):
         folder.mkdir(parents=True, exist_ok=True)
         paths = [folder / name for name in ("report.json", "classes.csv", "confusion.csv")]
-        paths += [folder / "predictions.csv", folder / "confusion.png"]
+        pictures = ("confusion.png", "reliability.png")
+        paths += [folder / name for name in ("predictions.csv", *pictures)]
         text = json.dumps(evaluation.to_dict(), ensure_ascii=False, indent=2)
         paths[0].write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
         report = evaluation.report
         _write_csv(
             paths[1],
-            ("class", "precision", "recall", "f1", "images"),
-            ((c.name, c.precision, c.recall, c.f1, c.support) for c in report.per_class),
+            ("class", "precision", "recall", "f1", "average_precision", "roc_auc", "images"),
+            (
+                (c.name, c.precision, c.recall, c.f1, c.average_precision, c.roc_auc, c.support)
+                for c in report.per_class
+            ),
         )
         _write_csv(
             paths[2],
@@ -59,7 +64,20 @@ def write_evaluation(
             report.classes,
             title=f"{report.n:,} images, accuracy {report.accuracy.value:.3f}",
         )
-    return tuple(paths), notes
+        notes += reliability_png(
+            paths[5], _curves(evaluation), title=f"Reliability on {report.n:,} images"
+        )
+    return tuple(paths), tuple(dict.fromkeys(notes))
+
+
+def _curves(evaluation: Evaluation) -> dict[str, Reliability]:
+    if evaluation.uncalibrated is None or evaluation.calibration is None:
+        return {"this head": evaluation.report.reliability}
+    temperature = evaluation.calibration["temperature"]
+    return {
+        f"at temperature {temperature:.3g}": evaluation.report.reliability,
+        "without calibration": evaluation.uncalibrated.reliability,
+    }
 
 
 def write_cross_validation(

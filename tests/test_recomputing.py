@@ -1,0 +1,73 @@
+"""The README's promise: every figure that is printed comes out of five lines of scikit-learn."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from synthetic import write_cache
+
+from featx.evaluation import Evaluation, evaluate
+from featx.fitting import fit_head
+
+README = Path(__file__).parents[1] / "README.md"
+CACHE, HEAD = "cache/birds-densenet121.h5", "cache/birds-densenet121.logistic.safetensors"
+
+
+def block() -> str:
+    text = README.read_text("utf-8")
+    (found,) = [b for b in re.findall(r"```python\n(.*?)```", text, re.S) if "sk.log_loss" in b]
+    return found
+
+
+def printed(calibrated: bool) -> tuple[list[Any], Evaluation]:
+    """What the block prints in a folder with such a cache and head, and what featx says."""
+    path = write_cache(Path(CACHE), n=300, spread=2.5)
+    fit_head(path, out=HEAD, calibrate=calibrated)
+    code = block()
+    if calibrated:  # as the comment in the block says
+        line, comment = re.search(r"(p, y = .*?)# if calibrated: (.*)\n", code).groups()
+        steps = comment.replace("temperature", 'head.metadata["calibration"]["temperature"]')
+        code = code.replace(f"{line}# if calibrated: {comment}", f"{line}\n{steps}")
+        assert "# if" not in code
+    values: list[Any] = []
+    exec(compile(code, "README.md", "exec"), {"print": lambda *found: values.extend(found)})
+    return values, evaluate(path, HEAD)
+
+
+def test_the_part_that_computes_is_five_lines() -> None:
+    assert sum(line.startswith("print(") for line in block().splitlines()) == 5
+    assert CACHE in block()
+    assert HEAD in block()
+
+
+@pytest.mark.parametrize("calibrated", [False, True])
+def test_the_block_in_the_readme_gives_every_figure(tmp_path, monkeypatch, calibrated) -> None:
+    monkeypatch.chdir(tmp_path)
+    (table, confusion, *figures, accuracy_interval), evaluation = printed(calibrated)
+    report = evaluation.report
+    assert np.array_equal(confusion, report.confusion)
+    assert (confusion != np.diag(np.diag(confusion))).any()
+    expected = [
+        report.balanced_accuracy,
+        report.baseline.accuracy,
+        report.average_precision,
+        report.roc_auc,
+        report.log_loss,
+        report.brier,
+        report.ece,
+    ]
+    assert figures == pytest.approx([estimate.value for estimate in expected], rel=1e-9)
+    assert (report.accuracy.low, report.accuracy.high) == pytest.approx(tuple(accuracy_interval))
+    rows = {row[0].strip(): row[1].split() for row in re.findall(r"(.{12,}?)  +(\d.*)\n", table)}
+    for scored in report.per_class:
+        shares = (scored.precision, scored.recall, scored.f1)
+        assert rows[scored.name] == [*(f"{share:.3f}" for share in shares), str(scored.support)]
+    assert rows["accuracy"][0] == f"{report.accuracy.value:.3f}"
+    assert rows["macro avg"][2] == f"{report.macro_f1.value:.3f}"
+    assert rows["weighted avg"][2] == f"{report.weighted_f1.value:.3f}"
+    if calibrated:
+        assert report.log_loss != evaluation.uncalibrated.log_loss
