@@ -232,7 +232,11 @@ def find_duplicates(
 
 
 def nearest_duplicates(
-    images: Images, others: Images, *, likeness: Likeness, threshold: float = DEFAULT_THRESHOLD
+    images: Images,
+    others: Images,
+    *,
+    likeness: Likeness | None,
+    threshold: float = DEFAULT_THRESHOLD,
 ) -> Nearest:
     """Of each image its exact duplicate among others, else the most similar near duplicate.
 
@@ -240,8 +244,8 @@ def nearest_duplicates(
     ----------
     images, others : Images
         What is looked for, and where; the features of both must mean the same.
-    likeness : Likeness
-        Learnt from the cache that `others` are from.
+    likeness : Likeness or None
+        Learnt from the cache that `others` are from; None looks for exact duplicates only.
     threshold : float
         Above 0, at most 1.
 
@@ -261,6 +265,8 @@ def nearest_duplicates(
             other[position] = known.get(content, -1)
     exact = other >= 0
     similarity[exact] = 1.0
+    if likeness is None:
+        return Nearest(other, similarity, exact)
     left = np.flatnonzero(~exact)
     for part in _blocks(len(left), images.X.shape[1]):
         positions = left[part]

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import numpy as np
 
-from featx.errors import InputError
+from featx.duplicates import DEFAULT_THRESHOLD, check_threshold
+from featx.errors import CacheError, HeadError, InputError
 from featx.featureset import FeatureSet, load_intact
 from featx.heads.cached import (
     check_fits,
@@ -24,11 +26,13 @@ from featx.heads.cached import (
 )
 from featx.heads.file import HeadFile
 from featx.images import display_names
+from featx.leaks import NO_CACHE, Leak, Leaks, find_leaks
 from featx.metrics import Report, score
 from featx.temperature import at_temperature
 from featx.workspace import cache_of_head
 
 On = Literal["held-out", "all"]
+_TRAINED: Final = ("train", "val")  # parts of a head's split that it was trained or chosen on
 
 
 @dataclass(frozen=True)
@@ -43,7 +47,11 @@ class Evaluation:
     protocol : what was trained on, chosen on, calibrated on and tested on, in words.
     head, cache : the files.
     tested_on : the rows in words: ``val folder``, ``all labelled images``, ….
-    trained_left_out : labelled images left out because the head was trained or chosen on them.
+    trained_left_out : labelled images left out because the head was trained or chosen on them, or
+        on a file of the same bytes.
+    leaks : duplicates of images that were trained or chosen on: exact ones, which are left out,
+        and near ones, which are tested, beside the accuracy without them. None where images that
+        were trained on are tested too.
     unlabelled : images without a label.
     unknown : class name -> images whose class the head does not know; left out.
     failed : images of the cache without features.
@@ -61,6 +69,7 @@ class Evaluation:
     cache: Path
     tested_on: str
     trained_left_out: int
+    leaks: Leaks | None
     unlabelled: int
     unknown: dict[str, int]
     failed: int
@@ -77,6 +86,7 @@ class Evaluation:
             "cache": os.fspath(self.cache),
             "tested_on": self.tested_on,
             "trained_left_out": self.trained_left_out,
+            "leaks": None if self.leaks is None else self.leaks.to_dict(),
             "unlabelled": self.unlabelled,
             "unknown_classes": self.unknown,
             "failed": self.failed,
@@ -95,6 +105,7 @@ def evaluate(
     *,
     on: On = "held-out",
     include_trained: bool = False,
+    duplicate_threshold: float | None = None,
     bootstrap: int = 1000,
     seed: int = 0,
     cache_dir: str | os.PathLike[str] = "cache",
@@ -118,6 +129,8 @@ def evaluate(
         another; ``all`` on every labelled row of either.
     include_trained : test also on images that were trained on. The figures are then no measure of
         how the head does on new images, and `tested_on` says so.
+    duplicate_threshold : the least similarity of near duplicates, see `featx.duplicates`; by
+        default the one the head was fitted with.
     bootstrap : draws for the intervals; 0 for none.
     seed : of these draws.
 
@@ -131,11 +144,15 @@ def evaluate(
     """
     if on not in ("held-out", "all"):
         raise InputError(f"on must be 'held-out' or 'all', got {on!r}")
+    if duplicate_threshold is not None:
+        check_threshold(duplicate_threshold)
     file, features = _open(cache, head, cache_dir)
     if include_trained and is_final(file):
         raise InputError(f"{_measured_before(file)}; leave --include-trained away")
-    rows, tested_on = _candidates(file, features, on)
-    trained = _contains(features.sha256[rows], file, ("train", "val"))
+    own = _is_own(file, features)
+    rows, tested_on = _candidates(file, features, on, own=own)
+    trained = _contains(features.sha256[rows], file, _TRAINED)
+    left_out = rows[trained]
     fit_saw = include_trained and bool(trained.any())
     if include_trained:
         tested_on += ", images it was trained on included" if fit_saw else ""
@@ -162,26 +179,31 @@ def evaluate(
     plain = probabilities(file, tested.X, calibrated=False)
     temperature = temperature_of(file)
     predicted = plain if temperature is None else at_temperature(plain, temperature)
-
-    def report_on(p: np.ndarray) -> Report:
-        return score(
-            y_true,
-            p,
-            classes=display_names(file.classes),
-            train_counts=file.metadata["split"]["train_counts"],
-            bootstrap=bootstrap,
-            seed=seed,
-        )
-
+    told: dict[str, Any] = {
+        "classes": display_names(file.classes),
+        "train_counts": file.metadata["split"]["train_counts"],
+        "bootstrap": bootstrap,
+        "seed": seed,
+    }
+    leaks = None
+    if not include_trained:
+        threshold = duplicate_threshold
+        if threshold is None:
+            threshold = _recorded_threshold(file)
+        leaks, leaked = _leaks(file, features, left_out, rows, own=own, threshold=threshold)
+        if leaks.near and not leaked.all():
+            without = score(y_true[~leaked], predicted[~leaked], **told)
+            leaks = replace(leaks, accuracy_without=without.accuracy)
     return Evaluation(
-        report=report_on(predicted),
-        uncalibrated=None if temperature is None else report_on(plain),
+        report=score(y_true, predicted, **told),
+        uncalibrated=None if temperature is None else score(y_true, plain, **told),
         calibration=file.metadata.get("calibration"),
         protocol=_protocol(file, f"{len(rows):,} images ({tested_on})", fit_saw),
         head=file.path,
         cache=features.path,
         tested_on=tested_on,
         trained_left_out=0 if include_trained else int(trained.sum()),
+        leaks=leaks,
         unlabelled=int((features.y < 0).sum()),
         unknown=unknown,
         failed=len(features.failed),
@@ -225,13 +247,15 @@ def _open(
     return file, features
 
 
-def _candidates(file: HeadFile, features: FeatureSet, on: On) -> tuple[np.ndarray, str]:
+def _candidates(
+    file: HeadFile, features: FeatureSet, on: On, *, own: bool
+) -> tuple[np.ndarray, str]:
     """Labelled rows to test on, before those that were trained on are taken out."""
     labelled = features.y >= 0
     name = file.metadata["split"]["held_out_name"]
-    if is_final(file) and _is_own(file, features):
+    if is_final(file) and own:
         return np.flatnonzero(labelled), "images that came after it was fitted on all there were"
-    if on == "held-out" and _is_own(file, features):
+    if on == "held-out" and own:
         coded = labelled & (features.split == name)
         if coded.any():
             return np.flatnonzero(coded), f"{name} images"
@@ -265,6 +289,76 @@ def _is_own(file: HeadFile, features: FeatureSet) -> bool:
     parts = ("train", "val", "held_out")
     n_known = sum(len(file.split[part]) for part in parts)
     return bool(2 * _contains(features.sha256, file, parts).sum() > n_known)
+
+
+def _leaks(
+    file: HeadFile,
+    features: FeatureSet,
+    left_out: np.ndarray,
+    tested: np.ndarray,
+    *,
+    own: bool,
+    threshold: float | None,
+) -> tuple[Leaks, np.ndarray]:
+    """Duplicates of trained-on images: exact ones of the rows `left_out`, near ones of `tested`.
+
+    And which of the tested ones have one, (n,) bool.
+    """
+    copies = _copies_of_trained(file, features, left_out) if own else left_out
+    trained = features if own else _trained_cache(file)
+    if trained is None:
+        pairs = tuple(Leak(features.paths[row], None, 1.0, True) for row in copies)
+        leaks = Leaks(pairs, threshold or DEFAULT_THRESHOLD, 0, NO_CACHE)
+        return leaks, np.zeros(len(tested), bool)
+    of_trained = _contains(trained.sha256, file, _TRAINED)
+    if own:
+        of_trained[copies] = False
+    rows = np.concatenate([copies, tested])
+    leaks, leaked = find_leaks(
+        features, rows, trained, np.flatnonzero(of_trained), threshold=threshold
+    )
+    return leaks, leaked[len(copies) :]
+
+
+def _copies_of_trained(file: HeadFile, features: FeatureSet, left_out: np.ndarray) -> np.ndarray:
+    """Rows left out that are not what was trained on, but another file of the same bytes.
+
+    Of several files of the same bytes as many were trained on as the head has recorded: first
+    those the folder's own split says so of, then in the order of the rows.
+    """
+    recorded = Counter(row.tobytes() for part in _TRAINED for row in file.split[part])
+    if not len(left_out):
+        return left_out
+    labelled = features.y >= 0
+    coded = (features.split == "train") | (features.split == "val")
+    coded &= features.split != file.metadata["split"]["held_out_name"]
+    copies = []
+    for row in [*np.flatnonzero(labelled & coded), *np.flatnonzero(labelled & ~coded)]:
+        content = features.sha256[row].tobytes()
+        if recorded[content] > 0:
+            recorded[content] -= 1
+        else:
+            copies.append(row)
+    return np.intersect1d(left_out, copies).astype(np.int64)
+
+
+def _trained_cache(file: HeadFile) -> FeatureSet | None:
+    """The cache that a head was fitted on, if it is still there, whole and of these features."""
+    try:
+        features = load_intact(cache_of_head(file.metadata["cache"], file.path))
+        check_fits(file, features)
+    except (CacheError, HeadError):
+        return None  # told: near duplicates were not looked for
+    return features
+
+
+def _recorded_threshold(file: HeadFile) -> float | None:
+    """What a head was fitted with, where it was not the default."""
+    recorded = file.metadata.get("leaks")
+    threshold = recorded.get("threshold") if isinstance(recorded, dict) else None
+    if isinstance(threshold, (int, float)) and 0 < threshold <= 1:
+        return None if threshold == DEFAULT_THRESHOLD else float(threshold)
+    return None
 
 
 def _contains(sha256: np.ndarray, file: HeadFile, parts: tuple[str, ...]) -> np.ndarray:

@@ -6,7 +6,7 @@ import html
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, overload
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, overload
 import numpy as np
 
 from featx.cache import SPLIT_NAMES, CacheFile, open_cache
+from featx.duplicates import DEFAULT_THRESHOLD, find_duplicates, merged_groups
 from featx.errors import InputError
 from featx.images import display_names
 from featx.usable import FailedImage as FailedImage
@@ -117,6 +118,18 @@ class FeatureSet:
             path=self.path,
         )
 
+    def with_groups(self, groups: np.ndarray) -> FeatureSet:
+        """The same set with other groups, (n,) int64, -1 for none."""
+        return self if groups is self.groups else replace(self, groups=groups)
+
+    def with_duplicates_grouped(self, threshold: float = DEFAULT_THRESHOLD) -> FeatureSet:
+        """The same set with duplicates in one group, and what the groups hold together too.
+
+        Exact and near ones, see `featx.duplicates.find_duplicates`.
+        """
+        found = find_duplicates(self.X, self.sha256, threshold=threshold)
+        return replace(self, groups=merged_groups(self.groups, found.groups))
+
     def to_frame(self, *, features: bool = True) -> pd.DataFrame:
         """A table with one row per image.
 
@@ -195,6 +208,8 @@ def load(
     split: str | None = ...,
     seed: int = ...,
     test_fraction: float = ...,
+    group_duplicates: bool = ...,
+    duplicate_threshold: float = ...,
     return_X_y: Literal[False] = ...,
 ) -> FeatureSet: ...
 @overload
@@ -204,6 +219,8 @@ def load(
     split: str | None = ...,
     seed: int = ...,
     test_fraction: float = ...,
+    group_duplicates: bool = ...,
+    duplicate_threshold: float = ...,
     return_X_y: Literal[True],
 ) -> tuple[np.ndarray, np.ndarray]: ...
 def load(
@@ -212,6 +229,8 @@ def load(
     split: str | None = None,
     seed: int = 0,
     test_fraction: float = 0.2,
+    group_duplicates: bool = False,
+    duplicate_threshold: float = DEFAULT_THRESHOLD,
     return_X_y: bool = False,
 ) -> FeatureSet | tuple[np.ndarray, np.ndarray]:
     """Open a finished cache for a notebook.
@@ -223,6 +242,8 @@ def load(
         chooses on, ``held-out`` those it never sees. Where the folder has no split of its own
         that is the stratified one of `seed`; where it has, ``test`` and ``val`` are its folders.
     seed, test_fraction : of that stratified split; `fit-head` has the same defaults.
+    group_duplicates, duplicate_threshold : put duplicates into one group first, as `fit-head` does
+        when it is asked to.
     return_X_y : give only `X` (n, d) and `y` (n,), without unlabelled images.
 
     Raises
@@ -237,6 +258,8 @@ def load(
     >>> X, y = load("cache/birds-densenet121.h5", return_X_y=True)  # doctest: +SKIP
     """
     features = feature_set(open_cache(path))
+    if group_duplicates:
+        features = features.with_duplicates_grouped(duplicate_threshold)
     if split is not None:
         rows = split_rows(
             features.y,

@@ -16,6 +16,7 @@ import numpy as np
 from featx.cache import canonical_json
 from featx.calibration import fit_calibration
 from featx.devices import resolve_device
+from featx.duplicates import DEFAULT_THRESHOLD, check_threshold
 from featx.errors import HeadError, InputError
 from featx.featureset import FeatureSet, load, load_intact
 from featx.grouping import group_images
@@ -23,6 +24,7 @@ from featx.heads.base import Choice, Head
 from featx.heads.cached import load_recorded
 from featx.heads.file import HeadFile, load_head, save_head
 from featx.heads.making import fit_on, make_head
+from featx.leaks import Leaks, find_leaks
 from featx.splits import Split, make_split
 from featx.workspace import newest_cache
 
@@ -39,7 +41,8 @@ class Fit:
     path : the head file.
     file : what it holds: the estimator, its classes, metadata and split.
     split : rows of the cache it was trained on, chosen on, and not shown.
-    features : the cache it was fitted on.
+    features : the cache it was fitted on; with the groups that the split kept whole.
+    leaks : held-out images that have a duplicate among those trained or chosen on.
     replaced : whether a file of the same settings was there before.
     """
 
@@ -47,6 +50,7 @@ class Fit:
     file: HeadFile
     split: Split
     features: FeatureSet
+    leaks: Leaks | None
     replaced: bool
 
 
@@ -59,6 +63,8 @@ def fit_head(
     seed: int = 0,
     test_fraction: float | None = None,
     group: str | None = None,
+    group_duplicates: bool = False,
+    duplicate_threshold: float | None = None,
     device: str = "auto",
     calibrate: bool = False,
     cache_dir: str | os.PathLike[str] = "cache",
@@ -80,6 +86,12 @@ def fit_head(
     test_fraction : share of images held out, where the folder has no split of its own; 0.2.
     group : which images belong together, see `featx.grouping.group_images`: they are never parted,
         neither by a split that is made here, nor where choices are made by cross-validation.
+    group_duplicates : put exact and near duplicates into one group, together with the cache's own
+        groups, so that neither the split nor a choice by cross-validation parts them. A split of
+        the folder's own is kept as it is.
+    duplicate_threshold : the least similarity of near duplicates, see `featx.duplicates`; 0.75.
+        Those between held-out and training images are counted in any case, but for sets of above
+        a hundred thousand images only where a threshold is given or duplicates are grouped.
     device : where to fit: ``auto``, ``cpu``, ``cuda``, ``cuda:N``, ``mps``.
     calibrate : also fit a temperature (Guo et al. 2017), on the validation rows or, where there
         are none, on out-of-fold predictions of the training rows, which takes five more fits.
@@ -102,11 +114,19 @@ def fit_head(
             f"--out names the head file, which ends in .safetensors, got {os.fspath(out)!r}"
         )
     estimator = make_head(head, params, device=resolve_device(device).name, seed=seed)
+    if group_duplicates and duplicate_threshold is None:
+        duplicate_threshold = DEFAULT_THRESHOLD
+    if duplicate_threshold is not None:
+        check_threshold(duplicate_threshold)
     features = load_intact(cache if cache is not None else newest_cache(cache_dir))
     fraction = _DEFAULT_FRACTION if test_fraction is None else test_fraction
     grouping = group_images(features, group)
+    features, kept_together = features.with_groups(grouping.groups), grouping.source
+    if group_duplicates and duplicate_threshold is not None:
+        features = features.with_duplicates_grouped(duplicate_threshold)
+        kept_together += f"; duplicates of similarity {duplicate_threshold:g} or more"
     split = make_split(
-        features.y, features.split_codes, groups=grouping.groups, seed=seed, test_fraction=fraction
+        features.y, features.split_codes, groups=features.groups, seed=seed, test_fraction=fraction
     )
     if test_fraction is not None and len(set(features.split.tolist()) - {""}) > 1:
         raise InputError(
@@ -120,7 +140,7 @@ def fit_head(
         features.y,
         split.train,
         val_rows=split.val,
-        groups=grouping.groups,
+        groups=features.groups,
     )
     settings = {
         "head": head,
@@ -128,19 +148,29 @@ def fit_head(
         "seed": seed,
         "test_fraction": fraction,
         **({} if group is None else {"group": group}),
-        "data": _data_digest(features, split, grouping.groups),
+        "data": _data_digest(features, split, None if group is None else grouping.groups),
     }
+    if group_duplicates:
+        settings["group_duplicates"] = duplicate_threshold
+    leaks, _ = find_leaks(
+        features,
+        split.held_out,
+        features,
+        np.concatenate([split.train, split.val]),
+        threshold=duplicate_threshold,
+    )
     if calibrate:
         settings["calibrate"] = True
-    metadata = describe(features, split, settings, estimator, groups=grouping.source)
+    metadata = describe(features, split, settings, estimator, groups=kept_together)
+    metadata["leaks"] = leaks.counts()
     if calibrate:
         metadata["calibration"] = fit_calibration(
-            estimator, features.X, features.y, split, groups=grouping.groups, seed=seed
+            estimator, features.X, features.y, split, groups=features.groups, seed=seed
         )
     path = (
         Path(out) if out else features.path.with_suffix(f".{_name(head, params, seed, settings)}")
     )
-    return keep(path, estimator, features, split, metadata, force=force)
+    return keep(path, estimator, features, split, metadata, leaks=leaks, force=force)
 
 
 def fit_like(
@@ -191,6 +221,8 @@ def fit_like(
         group=settings.get("group"),
         device=device,
         calibrate=settings.get("calibrate", False),
+        group_duplicates="group_duplicates" in settings,
+        duplicate_threshold=settings.get("group_duplicates"),
         **params,
     )
 
@@ -202,6 +234,7 @@ def keep(
     split: Split,
     metadata: Mapping[str, Any],
     *,
+    leaks: Leaks | None = None,
     force: bool,
 ) -> Fit:
     """Write a fitted head, at `path` or at a numbered name beside it, and read it back.
@@ -211,6 +244,7 @@ def keep(
     path : where it would lie.
     estimator, features, split : what was fitted, on which rows of what.
     metadata : of `describe`.
+    leaks : between its held-out and its training images.
     force : replace a head of other settings that lies there.
     """
     path, replaced = _free_path(path, metadata["settings"], force=force)
@@ -225,7 +259,7 @@ def keep(
             "held_out": features.sha256[split.held_out],
         },
     )
-    return Fit(path, load_head(path), split, features, replaced)
+    return Fit(path, load_head(path), split, features, leaks, replaced)
 
 
 def _check_classes(features: FeatureSet, split: Split) -> None:
@@ -317,14 +351,17 @@ def _version() -> str:
     return __version__
 
 
-def _data_digest(features: FeatureSet, split: Split, groups: np.ndarray) -> str:
-    """Changes when an image, a label, a group, the split or the features' spec changes."""
+def _data_digest(features: FeatureSet, split: Split, groups: np.ndarray | None) -> str:
+    """Changes when an image, a label, the split, the features' spec or a group changes.
+
+    `groups` are those of a rule; those of the cache belong to the images.
+    """
     digest = hashlib.sha256(features.fingerprint.encode())
     for rows in (split.train, split.val, split.held_out):
         digest.update(len(rows).to_bytes(8, "little"))
         digest.update(features.sha256[rows].tobytes())
         digest.update(features.y[rows].astype("<i8").tobytes())
-        if groups is not features.groups:  # not those of the cache
+        if groups is not None:
             digest.update(groups[rows].astype("<i8").tobytes())
     digest.update("\0".join(features.classes).encode("utf-8", "surrogateescape"))
     return digest.hexdigest()
@@ -339,6 +376,8 @@ def _name(head: str, params: Mapping[str, Any], seed: int, settings: Mapping[str
         extras["test"] = f"{settings['test_fraction']:g}"
     if settings.get("group"):
         extras["group"] = re.sub(r"[^\w.-]+", "_", settings["group"].rpartition("/")[2])[:_SHOWN]
+    if "group_duplicates" in settings:
+        extras["group-duplicates"] = f"{settings['group_duplicates']:g}"
     name = head + "".join(f"+{key}={value}" for key, value in extras.items())
     return name + ("+calibrated" if settings.get("calibrate") else "") + ".safetensors"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -47,10 +48,12 @@ def write_cache(
     failed: tuple[int, ...] = (),
     spec: dict[str, Any] | None = None,
     root: str = "/birds",
+    plant: Callable[[np.ndarray, np.ndarray], None] | None = None,
 ) -> Path:
     """A finished cache whose class c is centred on 3 e_c.
 
-    `first_image` numbers the images: two caches share those whose numbers they share.
+    `first_image` numbers the images: two caches share those whose numbers they share. `plant`
+    changes features (n, 16) and hashes (n, 32) in place before they are written.
     """
     numbers = np.arange(first_image, first_image + n)
     labels = numbers % len(classes) if labels is None else labels
@@ -72,6 +75,8 @@ def write_cache(
     ).astype(np.float32)
     sha256 = np.zeros((n, 32), np.uint8)
     sha256[:, :8] = numbers.astype("<i8").view(np.uint8).reshape(n, 8)
+    if plant is not None:
+        plant(features, sha256)
     writer = CacheWriter.create(
         path, rows, root=root, spec=spec or SPEC, plan=PLAN, feature_shape=(16,)
     )

@@ -11,7 +11,16 @@ import typer
 from featx.cli.compare import fit_all
 from featx.cli.cross_validation import cross_validation
 from featx.cli.few_shot import few_shot
-from featx.cli.options import CacheDir, Device, Json, Precision, Seed, given, numbers
+from featx.cli.options import (
+    CacheDir,
+    Device,
+    DuplicateThreshold,
+    Json,
+    Precision,
+    Seed,
+    given,
+    numbers,
+)
 from featx.cli.output import command, out, print_json, table, tell
 from featx.cli.reporting import print_evaluation
 from featx.errors import InputError
@@ -19,6 +28,7 @@ from featx.errors import InputError
 if TYPE_CHECKING:
     from featx.evaluation import Evaluation
     from featx.fitting import Fit
+    from featx.leaks import Leaks
 
 
 @command
@@ -138,6 +148,13 @@ def fit_head(
         float | None,
         typer.Option(help="Held out, where the images have no split of their own: 0.2."),
     ] = None,
+    group_duplicates: Annotated[
+        bool,
+        typer.Option(
+            "--group-duplicates", help="Keep duplicates, exact and near, on one side of the split."
+        ),
+    ] = False,
+    duplicate_threshold: DuplicateThreshold = None,
     seed: Seed = 0,
     shots: Annotated[
         str | None,
@@ -163,7 +180,11 @@ def fit_head(
     sizes = numbers(hidden, "hidden")
     where: dict[str, Any] = {"device": device, "cache_dir": cache_dir}
     common: dict[str, Any] = {"seed": seed, **given(test_fraction=test_fraction, group=group)}
-    calibrated = {"calibrate": True} if calibrate else {}
+    more: dict[str, Any] = given(
+        calibrate=calibrate or None,
+        group_duplicates=group_duplicates or None,
+        duplicate_threshold=duplicate_threshold,
+    )
     params: dict[str, Any] = {
         **given(
             C=c,
@@ -192,9 +213,9 @@ def fit_head(
         ),
     }
     if shots is not None:
-        if out_file is not None or force or like or final or calibrate or head == "all":
+        if out_file is not None or force or like or final or more or head == "all":
             raise InputError("--shots writes no head: leave --out, --force, --like, --final, "
-                             "--calibrate away, "
+                             "--calibrate and duplicates away, "
                              "and name one kind of head")  # fmt: skip
         keywords = {**where, **common, **params, **given(repeats=repeats)}
         few_shot(cache, head=head, shots=shots, curves=curves, json_output=json_output, **keywords)
@@ -202,19 +223,19 @@ def fit_head(
     if repeats is not None:
         raise InputError("--repeats goes with --shots")
     if head == "all":
-        if params or out_file or like or final or curves or calibrate:
+        if params or out_file or like or final or curves or more:
             raise InputError("--head all takes the defaults of every head: leave its options away")
         fit_all(cache, force=force, json_output=json_output, **where, **common)
         return
     if curves is not None and head not in ("linear", "mlp"):
         raise InputError(f"--curves needs a head with epochs (linear or mlp), not {head}")
     if like is not None:
-        alone = not (params or group or seed or calibrate) and test_fraction is None
+        alone = not (params or group or seed or more) and test_fraction is None
         if not alone or head != "logistic":
             raise InputError("--like repeats all settings of that head: leave the others away")
         fitted = fit_like(like, cache, out=out_file, force=force, **where)
     else:
-        keywords = {**where, **common, **calibrated, **params}
+        keywords = {**where, **common, **more, **params}
         fitted = fit(cache, head=head, out=out_file, force=force, **keywords)
     if curves is not None:
         _draw_curves(fitted, curves)
@@ -279,6 +300,8 @@ def _print_fit(fitted: Fit, *, is_last: bool = True) -> None:
         )
     if "calibration" in metadata:
         tell(_calibrated(metadata["calibration"]))
+    if fitted.leaks is not None:
+        tell(_leaks_of_split(fitted, fitted.leaks))
     tell(f"split: {split.source}.{' Next: featx evaluate' if is_last else ''}")
 
 
@@ -291,6 +314,23 @@ def _calibrated(calibration: Mapping[str, Any]) -> str:
         f"calibrated: temperature {calibration['temperature']:.3g} fitted on "
         f"{calibration['fitted_on']}; on these its log-loss goes from {loss['before']:.3f} to "
         f"{loss['after']:.3f}, its ECE from {ece['before']:.3f} to {ece['after']:.3f}"
+    )
+
+
+def _leaks_of_split(fitted: Fit, leaks: Leaks) -> str:
+    """Whether held-out images are duplicates of others, and what to do about it."""
+    held_out = f"{len(fitted.split.held_out):,} held-out images"
+    trained = f"the {len(fitted.split.train) + len(fitted.split.val):,} trained or chosen on"
+    near = f"{leaks.near:,} near, similarity {leaks.threshold:g}"
+    if leaks.why_exact_only:
+        near = f"near ones were not looked for: {leaks.why_exact_only}"
+    if not leaks.pairs:
+        return f"leaks: none of {held_out} has a duplicate among {trained} (0 exact, {near})"
+    return (
+        f"leaks: {len(leaks.pairs):,} of {held_out} have a duplicate among {trained} "
+        f"({leaks.exact:,} exact, {near}); evaluate leaves the exact ones out and gives the "
+        "accuracy without the near ones; --group-duplicates keeps duplicates on one side of a "
+        "split by seed"
     )
 
 
@@ -349,10 +389,11 @@ def evaluate(
         Path | None,
         typer.Option(
             "--out",
-            help="Write report.json, classes.csv, confusion.csv, predictions.csv, confusion.png "
-            "and reliability.png into this folder.",
+            help="Write report.json, classes.csv, confusion.csv, predictions.csv, leaks.csv, "
+            "confusion.png and reliability.png into this folder.",
         ),
     ] = None,
+    duplicate_threshold: DuplicateThreshold = None,
     bootstrap: Annotated[int, typer.Option(min=0, help="Draws for the 95 % intervals.")] = 1000,
     cv: Annotated[
         int | None,
@@ -406,6 +447,7 @@ def evaluate(
         head,
         on=on,  # type: ignore[arg-type]  # checked above
         include_trained=include_trained,
+        duplicate_threshold=duplicate_threshold,
         bootstrap=bootstrap,
         seed=seed,
         cache_dir=cache_dir,

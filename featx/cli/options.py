@@ -38,6 +38,12 @@ Precision = Annotated[
 ]
 CacheDir = Annotated[Path, typer.Option(help="Where caches and heads of default names lie.")]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of everything that is drawn at random.")]
+DuplicateThreshold = Annotated[
+    float | None,
+    typer.Option(
+        min=0, max=1, help="Least similarity (cosine of centred features) of near duplicates."
+    ),
+]
 MixPlans = Annotated[
     bool, typer.Option(help="Add rows although machine, device or versions differ.")
 ]

@@ -8,6 +8,7 @@ from featx.cli.output import out, table
 
 if TYPE_CHECKING:
     from featx.evaluation import Evaluation
+    from featx.leaks import Leaks
     from featx.metrics import Report
 
 
@@ -17,8 +18,11 @@ def print_evaluation(evaluation: Evaluation) -> None:
     console = out()
     figures = table(None, "measure", "value", "95 % interval", right=("value",))
     baseline = report.baseline
+    leaks = evaluation.leaks
+    near, without = (leaks.near, leaks.accuracy_without) if leaks else (0, None)
     for name, estimate in (
         ("accuracy", report.accuracy),
+        (f"accuracy without {near:,} near duplicates", without),
         (f"majority baseline ({baseline.class_name})", baseline.accuracy),
         ("top-5 accuracy", report.top5),
         ("balanced accuracy", report.balanced_accuracy),
@@ -51,11 +55,24 @@ def print_evaluation(evaluation: Evaluation) -> None:
             f"{p.true} as {p.predicted} ({p.count})" for p in report.most_confused[:5]
         )
         console.print(f"\nmost confused: {pairs}")
+    if leaks is not None:
+        console.print(f"\n{_leaks_of_test(leaks)}")
     protocol = evaluation.protocol
     console.print(
         f"\nprotocol: trained on {protocol['trained_on']}; chosen on {protocol['chosen_on']}; "
         f"calibrated on {protocol['calibrated_on']}; tested on {protocol['tested_on']}, used for "
         f"{protocol['test_images_used_for']}"
+    )
+
+
+def _leaks_of_test(leaks: Leaks) -> str:
+    """How many held-out images the head knows already, and which were looked at."""
+    exact = f"{leaks.exact:,} exact (left out)"
+    if leaks.why_exact_only:
+        return f"leaks: {exact}; near duplicates were not looked for: {leaks.why_exact_only}"
+    return (
+        f"leaks: {exact}, {leaks.near:,} near (tested; similarity {leaks.threshold:g}) among "
+        f"{leaks.compared_with:,} images trained or chosen on"
     )
 
 

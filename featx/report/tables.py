@@ -21,7 +21,8 @@ def write_evaluation(
     folder: str | os.PathLike[str], evaluation: Evaluation
 ) -> tuple[tuple[Path, ...], tuple[str, ...]]:
     """Write ``report.json``, ``classes.csv``, ``confusion.csv``, ``predictions.csv``,
-    ``confusion.png`` and ``reliability.png`` into `folder`, replacing what is there.
+    ``leaks.csv``, ``confusion.png`` and ``reliability.png`` into `folder`, replacing what is
+    there.
 
     CSV files are UTF-8 with a byte order mark, so that spreadsheets show every script.
 
@@ -40,7 +41,7 @@ def write_evaluation(
         folder.mkdir(parents=True, exist_ok=True)
         paths = [folder / name for name in ("report.json", "classes.csv", "confusion.csv")]
         pictures = ("confusion.png", "reliability.png")
-        paths += [folder / name for name in ("predictions.csv", *pictures)]
+        paths += [folder / name for name in ("predictions.csv", "leaks.csv", *pictures)]
         text = json.dumps(evaluation.to_dict(), ensure_ascii=False, indent=2)
         paths[0].write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
         report = evaluation.report
@@ -58,8 +59,16 @@ def write_evaluation(
             ([name, *row] for name, row in zip(report.classes, report.confusion, strict=True)),
         )
         _write_csv(paths[3], ("path", "true", "predicted", "probability"), _predicted(evaluation))
-        notes = confusion_matrix_png(
+        _write_csv(
             paths[4],
+            ("path", "trained on", "similarity", "kind"),
+            (
+                (leak.path, leak.trained_path, f"{leak.similarity:.6f}", _kind(leak.exact))
+                for leak in (evaluation.leaks.pairs if evaluation.leaks else ())
+            ),
+        )
+        notes = confusion_matrix_png(
+            paths[5],
             report.confusion,
             report.classes,
             title=f"{report.n:,} images, accuracy {report.accuracy.value:.3f}",
@@ -125,6 +134,10 @@ def _predicted(evaluation: Evaluation) -> Iterable[Sequence[object]]:
         evaluation.paths, evaluation.y_true, predicted, best, strict=True
     ):
         yield path, names[true], names[label], f"{probability:.6f}"
+
+
+def _kind(exact: bool) -> str:
+    return "exact" if exact else "near"
 
 
 def _write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
