@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from featx.auditing import audit as audit
     from featx.benching import bench as bench
     from featx.cache import verify as verify
     from featx.comparing import compare as compare
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 _HOME: Final = {
     "FeatureExtractor": "featx.extractor",
     "FeatureSet": "featx.featureset",
+    "audit": "featx.auditing",
     "bench": "featx.benching",
     "compare": "featx.comparing",
     "cross_validate": "featx.cross_validation",

@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 
 from featx import __version__
-from featx.cli import bench, compare, demo, extract, heads, inspect, interchange, predict
+from featx.cli import audit, bench, compare, demo, extract, heads, inspect, interchange, predict
 
 app = typer.Typer(
     name="featx",
@@ -32,6 +32,7 @@ app.command("extract", short_help="Features of a folder of images, into a cache.
 app.command("fit-head", short_help="A classifier on cached features.")(heads.fit_head)
 app.command("evaluate", short_help="Figures on held-out images or another cache.")(heads.evaluate)
 app.command("compare", short_help="Heads and backbones side by side.")(compare.compare)
+app.command("audit", short_help="Doubtful labels, duplicates and outliers.")(audit.audit)
 app.command("predict", short_help="Classes and probabilities of images.")(predict.predict)
 app.command("show", short_help="A picture of images with their labels.")(predict.show)
 app.command("export", short_help="Features for other programs: Parquet, NPZ, CSV.")(

@@ -160,20 +160,25 @@ def _show(predictions: Predictions, path: Path) -> None:
         f"{predictions.names[label]} {probability:.2f}"
         for label, probability in zip(labels, best, strict=True)
     ]
-    _save_grid(path, predictions.files, captions)
+    save_grid(path, predictions.files, captions)
     tell(f"wrote {path}")
 
 
-def _save_grid(
-    path: Path, files: Sequence[Path], captions: Sequence[str], marks: Sequence[Mark] | None = None
+def save_grid(
+    path: Path,
+    files: Sequence[Path],
+    captions: Sequence[str],
+    marks: Sequence[Mark] | None = None,
+    columns: int | None = None,
 ) -> None:
+    """Write `featx.report.grid.image_grid` as a picture, and tell of characters without a font."""
     from featx.cache.files import told_as_disk_error
     from featx.report.fonts import glyph_warning
     from featx.report.grid import image_grid
 
     if path.suffix.lower() not in _PICTURES:
         raise InputError(f"a picture is written as {' or '.join(_PICTURES)}, got {str(path)!r}")
-    picture = image_grid(files, captions, marks=marks)
+    picture = image_grid(files, captions, marks=marks, columns=columns)
     with told_as_disk_error(path, "write"):
         path.parent.mkdir(parents=True, exist_ok=True)
         picture.save(path)
@@ -206,5 +211,5 @@ def show(
     chosen = choose(
         source, n=n, class_name=class_name, head=head, errors=errors, failed=failed, seed=seed
     )
-    _save_grid(out_file, chosen.files, chosen.captions, chosen.marks)
+    save_grid(out_file, chosen.files, chosen.captions, chosen.marks)
     out().print(f"wrote {out_file}: {len(chosen.files):,} of {chosen.total:,} images")

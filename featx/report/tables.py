@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from featx.auditing import Audit
 from featx.cache.files import told_as_disk_error
 from featx.cross_validation import FIGURES, CrossValidation
 from featx.evaluation import Evaluation
@@ -134,6 +135,50 @@ def _predicted(evaluation: Evaluation) -> Iterable[Sequence[object]]:
         evaluation.paths, evaluation.y_true, predicted, best, strict=True
     ):
         yield path, names[true], names[label], f"{probability:.6f}"
+
+
+def write_audit(folder: str | os.PathLike[str], audit: Audit) -> tuple[Path, ...]:
+    """Write ``audit.json``, ``labels.csv``, ``duplicates.csv`` and ``outliers.csv`` into `folder`.
+
+    Replaces what is there. Duplicates with different labels come first in their file.
+
+    Raises
+    ------
+    DiskError
+        The folder cannot be written.
+    """
+    folder = Path(folder)
+    names = ("audit.json", "labels.csv", "duplicates.csv", "outliers.csv")
+    paths = tuple(folder / name for name in names)
+    told = {(pair.path, pair.other_path) for pair in audit.conflicts}
+    pairs = [pair for pair in audit.duplicates if (pair.path, pair.other_path) not in told]
+    with told_as_disk_error(folder, "write to"):
+        folder.mkdir(parents=True, exist_ok=True)
+        text = json.dumps(audit.to_dict(), ensure_ascii=False, indent=2)
+        paths[0].write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
+        _write_csv(
+            paths[1],
+            ("path", "label", "probability", "suggested", "suggested probability"),
+            (
+                (w.path, w.label, f"{w.p_label:.6f}", w.suggested, f"{w.p_suggested:.6f}")
+                for w in audit.wrong_labels or ()
+            ),
+        )
+        _write_csv(
+            paths[2],
+            ("path", "label", "other path", "other label", "similarity", "kind"),
+            (
+                (p.path, p.label, p.other_path, p.other_label, f"{p.similarity:.6f}",
+                 _kind(p.exact))
+                for p in (*audit.conflicts, *pairs)
+            ),
+        )  # fmt: skip
+        _write_csv(
+            paths[3],
+            ("path", "label", "similarity"),
+            ((o.path, o.label, f"{o.similarity:.6f}") for o in audit.outliers),
+        )
+    return paths
 
 
 def _kind(exact: bool) -> str:
