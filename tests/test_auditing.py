@@ -103,11 +103,14 @@ def test_duplicates_and_groups_are_not_parted_when_labels_are_judged(
         features[20], sha256[20] = features[50], sha256[50]
         features[21] = features[51] + 0.001
 
-    audit(write_cache(tmp_path / "a.h5", plant=plant), duplicate_threshold=0.95)
+    own = np.full(60, -1)
+    own[[50, 53]] = 8
+    audit(write_cache(tmp_path / "a.h5", groups=own, plant=plant), duplicate_threshold=0.95)
     groups = seen[0]
+    assert groups[53] == groups[50]
     assert groups[20] == groups[50] >= 0
     assert groups[21] == groups[51] >= 0
-    assert (np.delete(groups, [20, 50, 21, 51]) == -1).all()
+    assert (np.delete(groups, [20, 50, 53, 21, 51]) == -1).all()
 
 
 @needs_cleanlab

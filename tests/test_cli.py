@@ -194,7 +194,8 @@ def test_evaluate_writes_its_report_as_files(tmp_path: Path) -> None:
     for word in ("accuracy", "majority baseline", "macro F1", "麻雀", "Grue cendrée", "95 %"):
         assert word in shown.stdout
     assert sorted(path.name for path in (tmp_path / "report").iterdir()) == [
-        "classes.csv", "confusion.csv", "confusion.png", "predictions.csv", "reliability.png",
+        "classes.csv", "confusion.csv", "confusion.png", "leaks.csv", "predictions.csv",
+        "reliability.png",
         "report.json",
     ]  # fmt: skip
     with Image.open(tmp_path / "report" / "confusion.png") as picture:

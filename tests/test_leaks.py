@@ -21,6 +21,7 @@ from featx.drawing import draw_birds
 from featx.errors import InputError
 from featx.evaluation import evaluate
 from featx.fitting import fit_head
+from featx.heads import load_head, save_head
 from featx.report.tables import write_evaluation
 
 SPLIT = np.where(np.arange(60) % 5 == 0, 3, 1).astype(np.uint8)  # 0, 5, 10, … are tested
@@ -163,6 +164,19 @@ def test_without_the_cache_of_the_head_only_exact_leaks_are_found(tmp_path: Path
     assert [(leak.path, leak.trained_path) for leak in result.leaks.pairs] == [("000905.jpg", None)]
 
 
+def test_a_head_that_says_two_things_of_its_cache_is_compared_with_none(tmp_path: Path) -> None:
+    head = fit_head(write_cache(tmp_path / "a.h5", split=SPLIT)).path
+    external_set = external(tmp_path)
+    (tmp_path / "a.h5").unlink()
+    other = write_cache(tmp_path / "b.h5", split=SPLIT, spec={**SPEC, "pool": "max"})
+    file = load_head(head)
+    file.metadata["cache"]["fingerprint"] = featx.load(other).fingerprint
+    save_head(head, file.head, classes=file.classes, metadata=file.metadata, split=file.split)
+    leaks = evaluate(external_set, head).leaks
+    assert leaks is not None
+    assert (leaks.exact, leaks.compared_with) == (1, 0)
+
+
 def test_the_threshold_is_that_of_the_fit_unless_another_is_given(tmp_path: Path) -> None:
     path = write_cache(tmp_path / "a.h5", split=SPLIT)
     fit_head(path, duplicate_threshold=0.5)
@@ -198,8 +212,6 @@ def test_too_many_images_are_compared_only_where_it_is_asked_for(
 
 
 def test_an_old_head_that_recorded_no_leaks_is_evaluated(tmp_path: Path) -> None:
-    from featx.heads import load_head, save_head
-
     path = write_cache(tmp_path / "a.h5", split=SPLIT)
     file = load_head(fit_head(path).path)
     old = {key: value for key, value in file.metadata.items() if key != "leaks"}
@@ -246,6 +258,18 @@ def test_grouped_duplicates_are_not_parted_when_c_is_chosen(
     fit_head(path, group_duplicates=True)
     assert seen[0] is None
     assert sorted(np.unique(seen[1], return_counts=True)[1].tolist()) == [2, 2, 44]
+
+
+def test_grouped_duplicates_are_united_with_the_groups_of_the_cache(tmp_path: Path) -> None:
+    groups = np.full(60, -1)
+    groups[[0, 3, 6]] = 5  # of one class
+    path = write_cache(tmp_path / "a.h5", groups=groups, plant=planted(near={6: 36, 9: 39}))
+    united = featx.load(path).with_duplicates_grouped().groups
+    assert len(set(united[[0, 3, 6, 36]])) == 1
+    assert united[9] == united[39] != united[0]
+    fit = fit_head(path, group_duplicates=True)
+    held = set(fit.split.held_out.tolist())
+    assert len({row in held for row in (0, 3, 6, 36)}) == 1
 
 
 def test_a_given_split_is_kept_though_duplicates_are_grouped(tmp_path: Path) -> None:
