@@ -126,8 +126,8 @@ def import_features(
         name,
         weights_sha256=_sha256_file(Path(weights)) if weights is not None else survey.sha256,
         features_sha256=survey.sha256,
-        shape=foreign.array.shape[1:],
-        source_dtype=foreign.array.dtype.name,
+        shape=foreign.shape[1:],
+        source_dtype=foreign.source_dtype.name,
         dtype=foreign.dtype,
         images=images.rules,
     )
@@ -146,7 +146,7 @@ def import_features(
             root=os.fspath(images.root),
             spec=spec,
             plan={"engine": "imported", "versions": {"numpy": np.__version__}},
-            feature_shape=foreign.array.shape[1:],
+            feature_shape=foreign.shape[1:],
             dtype=foreign.dtype,
         )
         try:

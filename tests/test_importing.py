@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import sys
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
@@ -478,6 +479,22 @@ def test_features_are_read_block_by_block(monkeypatch: pytest.MonkeyPatch, order
         tracemalloc.stop()
     assert peak < array.nbytes / 2
     assert np.array_equal(made.X, array[::-1])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="what is mapped is read from /proc")
+def test_nothing_stays_mapped() -> None:
+    np.save("a.npy", features_of())
+    found = open_npy("a.npy")
+    found.survey()
+    assert "a.npy" not in Path("/proc/self/maps").read_text()
+
+
+def test_a_file_that_is_cut_short_while_it_is_read_is_told() -> None:
+    np.save("a.npy", features_of())
+    found = open_npy("a.npy")
+    _truncated(Path("a.npy"))
+    with pytest.raises(InputError, match=r"a\.npy has changed while it was read"):
+        found.survey()
 
 
 # The whole chain

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import tokenize
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 import numpy as np
 
@@ -34,29 +35,35 @@ _UNREADABLE: Final = (
 
 @dataclass(frozen=True, eq=False)
 class ForeignFeatures:
-    """An array of features that lies on the disk.
+    """An array of features that lies on the disk, and is mapped only while it is read.
 
     Attributes
     ----------
     path : the NPY file.
-    array : (n, d...) float16, float32 or float64, mapped, in any byte and memory order.
+    shape : (n, d...).
+    source_dtype : float16, float32 or float64, in any byte order.
+    offset : where the numbers begin in the file.
+    order : in which they lie there, ``C`` or ``F``.
     """
 
     path: Path
-    array: np.ndarray
+    shape: tuple[int, ...]
+    source_dtype: np.dtype
+    offset: int
+    order: Literal["C", "F"]
 
     def __len__(self) -> int:
-        return len(self.array)
+        return self.shape[0]
 
     @property
     def dtype(self) -> str:
         """What a cache stores them as: float64 becomes float32."""
-        return _STORED[self.array.dtype.name]
+        return _STORED[self.source_dtype.name]
 
     @property
     def step(self) -> int:
         """How many rows are read at a time; one at least."""
-        return max(1, BLOCK_BYTES // (self.array[:1].size * self.array.itemsize))
+        return max(1, BLOCK_BYTES // (math.prod(self.shape[1:]) * self.source_dtype.itemsize))
 
     def take(self, rows: np.ndarray) -> np.ndarray:
         """(m, d...) of the rows number `rows` (m,), as they are stored.
@@ -64,9 +71,14 @@ class ForeignFeatures:
         Raises
         ------
         InputError
-            A number is too large for float32.
+            A number is too large for float32, or the file has become shorter.
         """
-        found = np.asarray(self.array[rows])
+        try:
+            found = np.asarray(self._mapped()[rows])
+        except (ValueError, OSError) as error:
+            raise InputError(
+                f"{self.path} has changed while it was read; import it again"
+            ) from error
         with np.errstate(over="ignore"):
             stored = np.ascontiguousarray(found, np.dtype(self.dtype).newbyteorder("<"))
         overflown = np.isinf(stored) & np.isfinite(found)
@@ -78,9 +90,15 @@ class ForeignFeatures:
             )
         return stored
 
+    def _mapped(self) -> np.ndarray:
+        """The array, mapped anew: pages that were read would count as this process's memory."""
+        return np.memmap(
+            self.path, self.source_dtype, "r", self.offset, self.shape, order=self.order
+        )
+
     def survey(self) -> Survey:
         """Read all rows once."""
-        digest = hashlib.sha256(f"{self.dtype} {self.array.shape}\n".encode())
+        digest = hashlib.sha256(f"{self.dtype} {self.shape}\n".encode())
         finite, crc32 = np.empty(len(self), bool), np.empty(len(self), "<u4")
         for start in range(0, len(self), self.step):
             block = slice(start, min(start + self.step, len(self)))
@@ -109,7 +127,7 @@ class Survey:
 
 
 def open_npy(path: str | os.PathLike[str]) -> ForeignFeatures:
-    """Map the features in an NPY file; no pickle in it is ever loaded.
+    """Look over the features in an NPY file; no pickle in it is ever loaded.
 
     Raises
     ------
@@ -152,4 +170,5 @@ def open_npy(path: str | os.PathLike[str]) -> ForeignFeatures:
             f"{path} is {beyond:,} bytes longer than the array it begins with: it is damaged, or "
             "holds more than one array"
         )
-    return ForeignFeatures(path, array)
+    order: Literal["C", "F"] = "C" if array.flags.c_contiguous else "F"
+    return ForeignFeatures(path, array.shape, array.dtype, array.offset, order)
