@@ -267,6 +267,7 @@ def check_agreement(engine: Engine, work: Work, pictures: np.ndarray) -> dict[st
     reference = EagerEngine(
         Work(work.front, work.normalise, work.device, "fp32", work.input_size, work.identity),
         batch_size=engine.batch_size,
+        fold=False,
     )
     pairs = [
         (engine(batch).reshape(len(batch), -1), reference(batch).reshape(len(batch), -1))

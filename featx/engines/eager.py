@@ -13,6 +13,7 @@ import torch
 
 from featx.device_resize import resized
 from featx.engines.base import Work
+from featx.engines.folding import folded
 from featx.resampling import Windows
 
 _RESIZING: Final = frozenset({"cuda"})  # elsewhere the cores that would decode compute as well
@@ -30,18 +31,20 @@ class EagerEngine:
     work : what it is to do. ``fp32`` is IEEE single precision on every device: TF32, which cuDNN
         would use for convolutions unasked, is switched off meanwhile.
     batch_size : images per call.
+    fold : let convolutions take in the BatchNorm after them, see `featx.engines.folding`.
     """
 
     name = "torch-eager"
 
-    def __init__(self, work: Work, *, batch_size: int = 16) -> None:
+    def __init__(self, work: Work, *, batch_size: int = 16, fold: bool = True) -> None:
         self.device = torch.device(work.device.name)
         self.precision = work.precision
         self.batch_size = batch_size
         self.concurrency = 2 if self.device.type == "cuda" else 1
         self.resizes = self.device.type in _RESIZING
         self._normalise = work.normalise
-        self._front = work.front.eval().to(self.device).to(memory_format=torch.channels_last)
+        front = folded(work.front.eval()) if fold else work.front.eval()
+        self._front = front.to(self.device).to(memory_format=torch.channels_last)
         self._streams: queue.SimpleQueue[Any] = queue.SimpleQueue()
         for _ in range(self.concurrency):
             is_cuda = self.device.type == "cuda"
