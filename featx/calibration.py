@@ -10,7 +10,7 @@ import numpy.typing as npt
 from featx.crossfit import out_of_fold
 from featx.metrics import score
 from featx.splits import Split
-from featx.temperature import at_temperature, fit_temperature
+from featx.temperature import at_temperature, fit_temperature, temperature_interval
 
 
 def fit_calibration(
@@ -41,8 +41,9 @@ def fit_calibration(
     Returns
     -------
     dict
-        JSON-ready: `temperature`; `fitted_on`, in words; `n` rows, of which `n_wrong` are
-        predicted wrongly; `log_loss` and `ece`, each `before` and `after`, on those rows.
+        JSON-ready: `temperature`; its likelihood `interval`, or None where all rows are right;
+        `fitted_on`, in words; `n` rows, of which `n_wrong` are predicted wrongly; `log_loss` and
+        `ece`, each `before` and `after`, on those rows.
     """
     classes = np.asarray(estimator.classes_)
     if len(split.val):
@@ -66,6 +67,7 @@ def fit_calibration(
     n_wrong = round(before.n * (1 - before.accuracy.value))
     return {
         "temperature": temperature,
+        "interval": list(temperature_interval(logits, labels, temperature)) if n_wrong else None,
         "fitted_on": words if n_wrong else f"nothing: all {words} are right",
         "n": before.n,
         "n_wrong": n_wrong,

@@ -17,6 +17,7 @@ FloatArray = npt.NDArray[np.float64]
 
 BOUNDS: Final = (0.01, 100.0)  # between which a temperature is looked for
 _PRECISION: Final = 1e-7  # of its logarithm
+_HALF_CHI_SQUARE: Final = 1.920729
 _BLOCK: Final = 1 << 22  # logits held at once: 32 MiB of float64
 
 
@@ -56,27 +57,46 @@ def fit_temperature(logits: npt.ArrayLike, y: npt.ArrayLike) -> float:
     """
     from scipy.optimize import minimize_scalar
 
-    z, labels = _checked(logits, y)
-    z = z - z.max(axis=1, keepdims=True)
-    true = z[np.arange(len(z)), labels]  # (n,), at most 0
-    possible = np.isfinite(true)
-    if not possible.any() or not true[possible].any():
+    z, true = _centred(logits, y)
+    if not true.any():
         return 1.0
-    z, true = z[possible], true[possible]
-
-    def log_loss(log_temperature: float) -> float:
-        inverse = float(np.exp(-log_temperature))
-        step = max(1, _BLOCK // z.shape[1])
-        total = 0.0
-        for start in range(0, len(z), step):
-            scaled = np.exp(z[start : start + step] * inverse)  # (b, k), its largest is 1
-            total += float(np.log(scaled.sum(axis=1)).sum())
-        return (total - inverse * float(true.sum())) / len(z)
-
     found = minimize_scalar(
-        log_loss, bounds=tuple(np.log(BOUNDS)), method="bounded", options={"xatol": _PRECISION}
+        lambda log_t: _log_loss(z, true, log_t) / len(z),
+        bounds=tuple(np.log(BOUNDS)),
+        method="bounded",
+        options={"xatol": _PRECISION},
     )
     return float(np.exp(found.x))
+
+
+def temperature_interval(
+    logits: npt.ArrayLike, y: npt.ArrayLike, temperature: float
+) -> tuple[float, float]:
+    """The 95 % likelihood interval of a temperature that was fitted on these rows.
+
+    All temperatures at which the summed log-loss is at most 1.92 above its least, half of the
+    95th percentile of chi-square with one degree of freedom (Wilks 1938); it ends at `BOUNDS`. An
+    interval that holds 1 says that the rows are too few to tell the head from a calibrated one.
+
+    Examples
+    --------
+    >>> low, high = temperature_interval([[2.0, 0.0]] * 4, [0, 0, 0, 1], 1.82)
+    >>> low < 1 < high
+    True
+    """
+    from scipy.optimize import brentq
+
+    z, true = _centred(logits, y)
+    fitted = float(np.log(temperature))
+    allowed = _log_loss(z, true, fitted) + _HALF_CHI_SQUARE
+
+    def bound(end: float) -> float:
+        if _log_loss(z, true, end) <= allowed:
+            return end
+        return float(brentq(lambda log_t: _log_loss(z, true, log_t) - allowed, fitted, end))
+
+    low, high = (float(np.exp(bound(float(np.log(end))))) for end in BOUNDS)
+    return low, high
 
 
 def at_temperature(probabilities: npt.ArrayLike, temperature: float) -> FloatArray:
@@ -107,6 +127,27 @@ def at_temperature(probabilities: npt.ArrayLike, temperature: float) -> FloatArr
     np.power(p, 1 / temperature, out=p)
     p /= p.sum(axis=1, keepdims=True)
     return p
+
+
+def _centred(logits: npt.ArrayLike, y: npt.ArrayLike) -> tuple[FloatArray, FloatArray]:
+    """Rows less their largest logit, (m, k), and of each its true class's, (m,): the rows that
+    count."""
+    z, labels = _checked(logits, y)
+    z = z - z.max(axis=1, keepdims=True)
+    true = z[np.arange(len(z)), labels]  # at most 0
+    counts = np.isfinite(true)
+    return z[counts], true[counts]
+
+
+def _log_loss(z: FloatArray, true: FloatArray, log_temperature: float) -> float:
+    """Summed over the rows that `_centred` gives."""
+    inverse = float(np.exp(-log_temperature))
+    step = max(1, _BLOCK // z.shape[1])
+    total = -inverse * float(true.sum())
+    for start in range(0, len(z), step):
+        scaled = np.exp(z[start : start + step] * inverse)  # (b, k), its largest is 1
+        total += float(np.log(scaled.sum(axis=1)).sum())
+    return total
 
 
 def _checked(logits: npt.ArrayLike, y: npt.ArrayLike) -> tuple[FloatArray, npt.NDArray[Any]]:

@@ -235,7 +235,12 @@ def test_a_calibrated_head_says_so_wherever_it_is_used(tmp_path: Path) -> None:
     fitted = featx_("fit-head", "--C", "100", "--calibrate").stderr
     found = json.loads(featx_("evaluate", "--json").stdout)["calibration"]
     named = f"temperature {found['temperature']:.3g}"
-    assert f"calibrated: {named} fitted on 120 out-of-fold training images; on these" in fitted
+    low, high = found["interval"]
+    assert (
+        f"calibrated: {named} (95 % interval {low:.3g} to {high:.3g}) fitted on 120 out-of-fold "
+        f"training images, {found['n_wrong']} of them wrong; on these"
+    ) in fitted
+    assert "may be no gain" not in fitted
     shown = featx_("evaluate", "--out", "report").stdout
     assert f"at {named}, as above" in shown
     assert "without calibration" in shown

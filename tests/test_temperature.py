@@ -7,11 +7,17 @@ import warnings
 import numpy as np
 import pytest
 from scipy.special import log_softmax, softmax
+from scipy.stats import chi2
 from sklearn.metrics import log_loss
 
 import featx.temperature
 from featx.errors import InputError
-from featx.temperature import BOUNDS, at_temperature, fit_temperature
+from featx.temperature import (
+    BOUNDS,
+    at_temperature,
+    fit_temperature,
+    temperature_interval,
+)
 
 
 def drawn(n: int = 4000, k: int = 5, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -72,6 +78,29 @@ def test_a_class_of_probability_0_stays_so_and_does_not_count_where_it_is_the_tr
     assert found == pytest.approx(fit_temperature(logits[possible, :4], y[possible]), rel=1e-6)
     assert (at_temperature(softmax(logits, axis=1), found)[:, 4] == 0).all()
     assert fit_temperature([[0.0, -np.inf]], [1]) == 1.0
+
+
+def test_an_interval_covers_the_true_temperature_about_as_often_as_it_says() -> None:
+    covered = 0
+    for seed in range(200):
+        logits, y = drawn(n=80, k=3, seed=seed)
+        found = fit_temperature(logits, y)
+        low, high = temperature_interval(logits, y, found)
+        assert low < found < high
+        covered += low <= 1 <= high
+    assert 180 <= covered <= 198
+
+
+def test_an_interval_ends_where_twice_the_loss_has_grown_by_chi_squares_percentile() -> None:
+    logits, y = drawn(n=100)
+    found = fit_temperature(logits, y)
+
+    def loss(temperature: float) -> float:
+        return log_loss(y, softmax(logits / temperature, axis=1), labels=range(5), normalize=False)
+
+    for end in temperature_interval(logits, y, found):
+        assert 2 * (loss(end) - loss(found)) == pytest.approx(chi2.ppf(0.95, 1), rel=1e-4)
+    assert temperature_interval([[1.0, 0.0]] * 3, [0, 0, 1], 2.0)[1] == pytest.approx(BOUNDS[1])
 
 
 @pytest.mark.parametrize("temperature", [0.05, 0.7, 1.0, 1.9, 40.0])

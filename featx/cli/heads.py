@@ -310,11 +310,14 @@ def _calibrated(calibration: Mapping[str, Any]) -> str:
     if not calibration["n_wrong"]:
         return f"temperature 1, fitted on {calibration['fitted_on']}"
     loss, ece = calibration["log_loss"], calibration["ece"]
-    return (
-        f"calibrated: temperature {calibration['temperature']:.3g} fitted on "
-        f"{calibration['fitted_on']}; on these its log-loss goes from {loss['before']:.3f} to "
-        f"{loss['after']:.3f}, its ECE from {ece['before']:.3f} to {ece['after']:.3f}"
+    low, high = calibration["interval"]
+    told = (
+        f"calibrated: temperature {calibration['temperature']:.3g} (95 % interval {low:.3g} to "
+        f"{high:.3g}) fitted on {calibration['fitted_on']}, {calibration['n_wrong']:,} of them "
+        f"wrong; on these its log-loss goes from {loss['before']:.3f} to {loss['after']:.3f}, its "
+        f"ECE from {ece['before']:.3f} to {ece['after']:.3f}"
     )
+    return told + ("; 1 is in the interval: it may be no gain" if low <= 1 <= high else "")
 
 
 def _leaks_of_split(fitted: Fit, leaks: Leaks) -> str:
