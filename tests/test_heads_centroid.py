@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 from sklearn.neighbors import NearestCentroid
 from sklearn.preprocessing import StandardScaler, normalize
 
@@ -134,3 +135,17 @@ def test_small_blocks_change_nothing(metric, monkeypatch):
         assert np.allclose(a.means_, b.means_, atol=1e-12)
         assert a.temperature_ == pytest.approx(b.temperature_, rel=1e-6)
         assert a.accuracy_ == b.accuracy_
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+@each_metric
+def test_the_gpu_finds_the_same_means(metric):
+    X, y = birds()
+    for keywords in ({}, {"X_val": X[:20], "y_val": y[:20]}, {"groups": np.arange(90) // 2}):
+        cpu, gpu = (
+            CentroidHead(metric, device=device).fit(X, y, **keywords) for device in ("cpu", "cuda")
+        )
+        assert np.allclose(gpu.means_, cpu.means_, atol=1e-12)
+        assert gpu.accuracy_ == cpu.accuracy_
+        assert gpu.temperature_ == pytest.approx(cpu.temperature_, rel=1e-3)

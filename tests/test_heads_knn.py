@@ -10,7 +10,7 @@ from sklearn.preprocessing import StandardScaler, normalize
 import featx.heads.neighbours
 from featx.errors import InputError
 from featx.heads import NEIGHBOURS_GRID, KNNHead
-from featx.heads.neighbours import nearest, unit_rows
+from featx.heads.neighbours import nearest, unit_rows, votes
 
 
 def birds(n=120, d=20, k=4, seed=0, noise=1.5):
@@ -81,6 +81,15 @@ def test_the_number_is_chosen_by_leaving_out_each_row(weights):
     assert head.chosen_on_ == "leave-one-out"
 
 
+def test_among_equally_accurate_numbers_the_one_of_least_log_loss_is_taken():
+    X, y = birds(noise=0.1)
+    results = knn().fit(X, y).cv_results_
+    equal = [q for q, a in zip(results["n_neighbors"], results["accuracy"], strict=True) if a == 1]
+    losses = results["log_loss"][: len(equal)]
+    assert equal[0] == 1
+    assert knn().fit(X, y).n_neighbors_ == equal[int(np.argmin(losses))] > 1
+
+
 def test_validation_rows_choose_where_there_are_some():
     X, y = birds(60, noise=3)
     X_val, y_val = birds(90, noise=3, seed=1)
@@ -130,6 +139,13 @@ def test_among_equally_similar_rows_the_earlier_is_nearer_wherever_it_lies(monke
     assert np.array_equal(again.similarity, near.similarity)
 
 
+def test_the_last_bits_of_a_similarity_decide_nothing():
+    rows = torch.tensor([[0.5 - 1e-13, 0], [0.5, 0], [0.5 + 1e-13, 0]], dtype=torch.float64)
+    near = nearest(torch.tensor([[1.0, 0]], dtype=torch.float64), rows, 3)
+    assert near.rows.tolist() == [[0, 1, 2]]
+    assert near.similarity.tolist() == [[0.5, 0.5, 0.5]]
+
+
 def test_the_search_is_exact_in_blocks_of_any_size(monkeypatch):
     X, _ = birds(500, 40)
     queries, _ = birds(70, 40, seed=1)
@@ -149,6 +165,9 @@ def test_a_query_with_fewer_neighbours_than_asked_for_has_none_in_their_place():
     units = torch.tensor([0, 0, 0, 1])
     near = nearest(rows, rows, 2, query_units=units, units=units)
     assert near.rows.tolist() == [[3, -1], [3, -1], [3, -1], [2, 1]]
+    for temperature in (None, 0.07):
+        shares = votes(near, np.array([0, 0, 0, 1]), 2, temperature=temperature)
+        assert shares.tolist() == [[0, 1], [0, 1], [0, 1], [1, 0]]
 
 
 def test_rows_of_zeros_have_neighbours_too():
@@ -169,3 +188,13 @@ def test_the_rows_are_kept_at_length_one_in_single_precision():
 def test_three_neighbours_make_no_certainty():
     X, y = birds(k=2, noise=0.1)
     assert knn(3).fit(X, y).predict_proba(X).max() == pytest.approx((3 + 0.5) / 4)
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+def test_the_gpu_chooses_the_same_number():
+    X, y = birds(noise=3)
+    for keywords in ({}, {"X_val": X[:20], "y_val": y[:20]}, {"groups": np.arange(120) // 2}):
+        cpu, gpu = (KNNHead(device=device).fit(X, y, **keywords) for device in ("cpu", "cuda"))
+        assert gpu.cv_results_ == cpu.cv_results_
+        assert np.array_equal(gpu.predict_proba(X), cpu.predict_proba(X))

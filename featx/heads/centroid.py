@@ -157,7 +157,7 @@ class CentroidHead(Head):
                 y, keep = numbers[part], torch.from_numpy(testable[part]).to(self.device_)
                 scores = self._scores(Z, sums / counts[:, None])
                 others = (sums[y] - Z) / (counts[y] - 1).clamp(min=1)[:, None]  # (b, d)
-                scores[torch.arange(len(y)), y] = self._own_scores(Z, others)
+                scores[torch.arange(len(y), device=y.device), y] = self._own_scores(Z, others)
                 yield scores[keep], y[keep]
         else:
             self.chosen_on_ = f"{self.cv}-fold cross-validation"

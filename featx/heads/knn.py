@@ -88,7 +88,6 @@ class KNNHead(Head):
         "cv_results_": "columns or null",
         "device_": "text",
     }
-
     UNCHOSEN: ClassVar[Mapping[str, Any]] = {"n_neighbors": 1}
 
     rows_: npt.NDArray[np.float32]
