@@ -17,7 +17,7 @@ from featx.cli import app
 from featx.errors import InputError
 from featx.few_shot import draw_shots, learning_curve
 from featx.fitting import fit_head
-from featx.heads import LogisticHead
+from featx.heads import HEADS, LogisticHead
 
 
 def run(*arguments: str | Path) -> tuple[int, str, str]:
@@ -68,6 +68,15 @@ def test_heads_see_so_many_training_images_of_each_class_and_no_other(
     assert drawn[4] == train
     assert [C for _, _, C in seen] == [1.0, 1.0, None, None, None]
     assert any("18 val images are not used" in note for note in curve.notes)
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_every_head_can_be_fitted_on_one_image_of_each_class(head: str, tmp_path: Path) -> None:
+    path = write_cache(tmp_path / "a.h5")
+    curve = learning_curve(path, head=head, shots=(1,), repeats=2, device="cpu")
+    point = curve.points[0]
+    assert (point.shots, point.n_train) == (1, 3)
+    assert 0 < point.accuracy.value < 1
 
 
 def test_a_class_with_few_images_gives_all_it_has(tmp_path: Path) -> None:

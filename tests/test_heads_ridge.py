@@ -244,6 +244,7 @@ def test_small_blocks_change_nothing(n, d, k, monkeypatch):
     whole, whole_val = ridge().fit(X, y), ridge().fit(X, y, **keywords)
     monkeypatch.setattr(featx.heads.base, "_BLOCK_BYTES", 7 * d * 8)
     monkeypatch.setattr(featx.heads.spectrum, "_COLUMN_BYTES", 5 * n * 8)
+    monkeypatch.setattr(featx.heads.spectrum, "_SCORED_ROWS", 3)
     for before, after in [
         (whole, ridge().fit(X, y)),
         (whole_val, ridge().fit(X, y, **keywords)),
@@ -266,3 +267,15 @@ def test_the_features_are_never_copied_whole(n, d, monkeypatch):
     finally:
         tracemalloc.stop()
     assert peak < n * d * 8 / 2
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+@each_shape
+def test_the_gpu_finds_the_same_coefficients_and_leaves_out_the_same(n, d, k):
+    X, y = birds(n, d, k)
+    for keywords in ({}, {"X_val": X[:20], "y_val": y[:20]}, {"groups": np.arange(n) // 2}):
+        cpu, gpu = (RidgeHead(device=device).fit(X, y, **keywords) for device in ("cpu", "cuda"))
+        assert np.allclose(gpu.coef_, cpu.coef_, atol=1e-8)
+        assert gpu.cv_results_["accuracy"] == cpu.cv_results_["accuracy"]
+        assert gpu.temperature_ == pytest.approx(cpu.temperature_, rel=1e-3)

@@ -97,6 +97,7 @@ class RidgeHead(Head):
         "cv_results_": "columns or null",
         "device_": "text",
     }
+    UNCHOSEN: ClassVar[Mapping[str, Any]] = {"alpha": 1.0}
 
     coef_: FloatArray
     intercept_: FloatArray
