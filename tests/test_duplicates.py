@@ -99,6 +99,8 @@ def test_what_similarity_is_taken_by_is_learnt_from_a_sample_of_many_images(
     assert np.abs(sample.directions[0]).argmax() == 0
     assert sample.factors[0] == pytest.approx(whole.factors[0], rel=0.3)
     assert np.array_equal(sample.mean, whole.mean)
+    monkeypatch.setattr(duplicates, "_BLOCK_BYTES", 8 * 20 * 16)  # room for 32 rows
+    assert len(Likeness.learn(X).factors) == 4
 
 
 def test_few_images_are_compared_by_centred_features_alone() -> None:
@@ -125,8 +127,8 @@ def test_duplicates_of_a_duplicate_are_of_its_group() -> None:
 def test_blocks_find_what_the_whole_matrix_holds(threshold: float) -> None:
     from scipy.sparse.csgraph import connected_components
 
-    X, labels = random_features(60), np.arange(60) % 3
-    X[50:] = X[:10] + 0.05 * random_features(10, seed=1)
+    X, labels = random_features(60, d=12), np.arange(60) % 3
+    X[50:] = X[:10] + 0.05 * random_features(10, d=12, seed=1)
     S = similarities(X)
     np.fill_diagonal(S, -1)
     found = find_duplicates(X, different_files(60), labels=labels, threshold=threshold)
@@ -183,8 +185,10 @@ def test_images_that_differ_from_the_mean_by_rounding_alone_are_like_nothing() -
 
 
 def test_files_of_unknown_content_are_not_copies_of_each_other() -> None:
-    found = find_duplicates(random_features(20), np.repeat(UNKNOWN, 20, axis=0))
-    assert found.n_groups == 0
+    X, sha256 = random_features(20), np.repeat(UNKNOWN, 20, axis=0)
+    assert find_duplicates(X, sha256).n_groups == 0
+    one, other = (Images(X, sha256, np.arange(first, first + 10)) for first in (0, 10))
+    assert not nearest_duplicates(one, other, likeness=None).exact.any()
 
 
 def test_duplicates_with_different_labels_are_named_also_behind_nearer_ones() -> None:
