@@ -9,7 +9,6 @@ from typing import Any, ClassVar, Final, Self
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils.class_weight import compute_class_weight
 
@@ -19,15 +18,16 @@ from featx.heads.base import (
     FloatArray,
     Head,
     IntArray,
+    TrainingRows,
     check_common,
     fitting_threads,
     is_number,
     is_whole,
     learn_standardisation,
     require,
-    standardised_blocks,
 )
-from featx.heads.solver import Problem, Solution, rotate
+from featx.heads.solver import Fitted, Problem
+from featx.heads.standardised import FeatureRows
 from featx.splits import cross_validation_folds
 
 # The protocol of Kornblith et al. 2019 ("Do Better ImageNet Models Transfer Better?") and CLIP
@@ -57,9 +57,20 @@ class LogisticHead(Head):
 
     Minimises ``C * sum_i w_i * loss_i + 0.5 * ||W||^2``, the intercept not penalised: exactly
     scikit-learn's ``LogisticRegression(C=C)`` after a ``StandardScaler`` (two classes: its
-    one-vector form). Solved in float64 by L-BFGS on the device; MPS has no float64, so there the
-    CPU solves. The fit holds one float64 working copy of the rows it fits on, (n, d) (a second
-    while it is rotated to principal axes).
+    one-vector form). Solved by preconditioned L-BFGS on the device, large products in float32, the
+    rest in float64, and the gradient that counts measured in float64 on the features; MPS has no
+    float64, so there the CPU solves. While C is chosen, values are solved from the strongest
+    penalty to the weakest, each from the one before; on CUDA as many side by side as fit.
+
+    X may be a memory map larger than memory. Held beside it are the weights, (k, d), some twenty
+    times in float32, and the logits, (k, n), some five times; and
+
+    - with no more features than rows, a float32 copy of the standardised rows of up to 2 GiB (on
+      CUDA half of the free memory). A larger one is not made: X is read in every iteration;
+    - with more, the rows' Gram matrix (n, n) in float32 instead of the copy and of the weights;
+      where it would take more than 2 GiB (from 23,171 rows), as with fewer features.
+
+    With fewer than 50 million multiply-adds a product, float64 takes the place of float32.
 
     Parameters
     ----------
@@ -119,6 +130,9 @@ class LogisticHead(Head):
     }
     UNCHOSEN: ClassVar[Mapping[str, Any]] = {"C": 1.0}
 
+    # How many values of C are solved side by side while one is chosen; None: see Problem.path.
+    _together: ClassVar[int | None] = None
+
     coef_: FloatArray
     intercept_: FloatArray
     cv_results_: dict[str, list[Any]] | None
@@ -177,20 +191,18 @@ class LogisticHead(Head):
             if self.C is not None:
                 self.C_, self.cv_results_ = float(self.C), None
             elif rows.X_val is not None and rows.y_val is not None:
-                self._choose([self._try(rows.X, rows.y, row_weight, None, rows.X_val, rows.y_val)])
+                self._choose([self._try(rows, row_weight, None, None)])
             else:
                 folds = self._folds(rows.y, groups)
-                self._choose(
-                    [
-                        self._try(rows.X, rows.y, row_weight, t, rows.X[v], rows.y[v])
-                        for t, v in folds
-                    ]
-                )
+                self._choose([self._try(rows, row_weight, *fold) for fold in folds])
             self._learn_standardisation(rows.X, self.standardise)
-            problem = self._problem(rows.X, rows.y, row_weight, None, self.mean_, self.scale_)
-            solution = problem.solve(self._objective_c(self.C_), self.tol, self.max_iter)
-            W, b = problem.coefficients(solution)
-        self._keep(W, b, solution)
+            centre = self._centre(rows.X, None, self.mean_)
+            problem = self._problem(
+                FeatureRows(rows.X, None, centre, self.scale_), rows.y, row_weight
+            )
+            fitted = problem.fit(self._objective_c(self.C_), self.tol, self.max_iter)
+        # What was centred only for the solver is put back into the intercept.
+        self._keep(fitted, fitted.b - fitted.W @ (centre - self.mean_))
         return self
 
     def choice(self, n_val: int = 0) -> Choice:
@@ -201,13 +213,14 @@ class LogisticHead(Head):
         accuracy = self.cv_results_["accuracy"][self.cv_results_["C"].index(self.C_)]
         return Choice(f"C {self.C_:g}", on, accuracy, {"C": self.C_})
 
-    def _keep(self, W: FloatArray, b: FloatArray, solution: Solution) -> None:
+    def _keep(self, fitted: Fitted, b: FloatArray) -> None:
+        W = fitted.W
         if len(self.classes_) == 2:  # scikit-learn's one vector: the difference of the two
             W, b = W[1:] - W[:1], b[1:] - b[:1]
         self.coef_, self.intercept_ = W, b
-        self.converged_ = solution.gradient_norm <= self.tol
-        self.n_iter_ = solution.n_iter
-        self.gradient_norm_ = solution.gradient_norm
+        self.converged_ = fitted.gradient_norm <= self.tol
+        self.n_iter_ = fitted.n_iter
+        self.gradient_norm_ = fitted.gradient_norm
         if not self.converged_:
             advice = (
                 f"raise max_iter (now {self.max_iter}) or lower C (now {self.C_:g})"
@@ -228,60 +241,57 @@ class LogisticHead(Head):
     def _folds(self, y: IntArray, groups: Any) -> list[tuple[IntArray, IntArray]]:
         return cross_validation_folds(y, n_folds=self.cv, groups=groups, seed=self.random_state)
 
+    def _centre(self, X: npt.NDArray[Any], rows: IntArray | None, mean: FloatArray) -> FloatArray:
+        """What the solver subtracts from the features: always their mean, if it may.
+
+        The intercept, which is not penalised, takes it back, and features about 0 need fewer
+        iterations.
+        """
+        if self.standardise or not self.fit_intercept:
+            return mean
+        return learn_standardisation(X, rows)[0]
+
     def _problem(
-        self,
-        X: npt.NDArray[Any],
-        y: IntArray,
-        weight: FloatArray,
-        rows: IntArray | None,
-        mean: FloatArray,
-        scale: FloatArray,
+        self, rows: FeatureRows, y: IntArray, weight: FloatArray, others: FeatureRows | None = None
     ) -> Problem:
-        """The working copy of the rows, rotated, on the device."""
-        n = len(X) if rows is None else len(rows)
-        Z = torch.empty((n, X.shape[1]), dtype=torch.float64, device=self.device_)
-        for part, block in standardised_blocks(X, mean, scale, rows):
-            Z[part] = torch.from_numpy(block).to(self.device_)
-        y, weight = (y, weight) if rows is None else (y[rows], weight[rows])
         return Problem(
-            rotate(Z, centre=self.fit_intercept),
-            torch.from_numpy(y).to(self.device_),
-            torch.from_numpy(weight).to(self.device_),
+            rows,
+            y,
+            weight,
             n_classes=len(self.classes_),
             intercept=self.fit_intercept,
+            device=self.device_,
+            others=others,
         )
 
     def _grid(self) -> list[float]:
         return sorted(C_GRID if isinstance(self.cs, str) else map(float, self.cs))
 
     def _try(
-        self,
-        X: npt.NDArray[Any],
-        y: IntArray,
-        weight: FloatArray,
-        rows: IntArray | None,
-        X_val: npt.NDArray[Any],
-        y_val: IntArray,
+        self, rows: TrainingRows, weight: FloatArray, train: IntArray | None, val: IntArray | None
     ) -> _Tried:
-        """Fit the path from strong to weak penalty, each C from the last, and validate each."""
-        d = X.shape[1]
+        """Fit the whole path of C on rows `train` and validate each on `val`, or X_val."""
+        X, y, d = rows.X, rows.y, rows.X.shape[1]
         mean, scale = (
-            learn_standardisation(X, rows) if self.standardise else (np.zeros(d), np.ones(d))
+            learn_standardisation(X, train) if self.standardise else (np.zeros(d), np.ones(d))
         )
-        problem = self._problem(X, y, weight, rows, mean, scale)
+        mean = self._centre(X, train, mean)
+        X_val, y_val = (rows.X_val, rows.y_val) if val is None else (X, y[val])
+        assert X_val is not None
+        assert y_val is not None
+        problem = self._problem(
+            FeatureRows(X, train, mean, scale),
+            y if train is None else y[train],
+            weight if train is None else weight[train],
+            FeatureRows(X_val, val, mean, scale),
+        )
         tol = max(self.tol, _CHOICE_TOL)
+        cs = [self._objective_c(C) for C in self._grid()]
         n_right, losses, converged = [], [], []
-        solution = None
-        for C in self._grid():
-            solution = problem.solve(self._objective_c(C), tol, self.max_iter, start=solution)
-            W, b = problem.coefficients(solution)
-            right, loss = 0, 0.0
-            for part, Z in standardised_blocks(X_val, mean, scale):
-                logits = Z @ W.T + b  # (b, k)
-                right += int((logits.argmax(axis=1) == y_val[part]).sum())
-                loss += _summed_loss(logits, y_val[part])
-            n_right.append(right)
-            losses.append(loss)
+        for solution in problem.path(cs, tol, self.max_iter, together=self._together):
+            logits = problem.space.other_logits(solution.x)[0].T.double().cpu().numpy()  # (m, k)
+            n_right.append(int((logits.argmax(axis=1) == y_val).sum()))
+            losses.append(_summed_loss(logits, y_val))
             converged.append(solution.gradient_norm <= tol)
         return _Tried(np.array(n_right), np.array(losses), np.array(converged), len(y_val))
 

@@ -1,174 +1,354 @@
-"""L-BFGS for penalised multinomial logistic regression, in coordinates that make it short.
+"""L-BFGS for penalised multinomial logistic regression, for many strengths of the penalty at once.
 
-The features are rotated to their principal axes, which changes neither the loss nor ||W||, and
-each axis is divided by the square root of the curvature it would have at equal probabilities.
-Deep features are strongly correlated; this takes away most of the iterations that costs. With
-more features than rows the solution lies in the rows' span (the representer theorem), so that
-only n of the d axes are left.
+The loss depends on the logits alone, and these are linear in the weights. So the logits of a
+search direction are computed once, and a step along it is tried by adding a multiple of them: the
+line search needs no product with the features. An iteration costs two such products, or a single
+one with the rows' Gram matrix.
+
+Large products are in float32; weights, logits, probabilities and the loss in float64. What
+float32 loses is given back: the gradient is measured in float64 on the features themselves, and
+where it is not yet small enough the solver goes on from there, computing in float32 only what
+changes (iterative refinement).
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from scipy.optimize import minimize
 from torch import Tensor
 
-# Above this the eigenvectors (cubic in it) cost more than they save; then no rotation.
-_MAX_ROTATED: Final = 4096
-# Axes of less than this share of the largest variance hold rounding errors, not features.
-_SMALLEST_AXIS: Final = 1e-13
-# Past the first few fits probabilities are far from equal, and curvature below that at equality:
-# a tenth took the fewest iterations over the default grid of C.
-_CURVATURE: Final = 0.1
-_MEMORY: Final = 10  # L-BFGS corrections kept, SciPy's default
-_RESTARTS: Final = 3  # after a line search that failed by rounding
+from featx.heads.spaces import Anchor, FeatureSpace, Space, SpanSpace, inner
+from featx.heads.standardised import FeatureRows
 
-
-@dataclass(frozen=True)
-class Rotated:
-    """Rows in principal axes: ``Z - shift = R @ V.T``.
-
-    With d <= n, `back` is V (d, r). With d > n, V is never formed: `back` is V's coordinates in
-    the rows, (n, r), and `rows` the centred rows themselves, (n, d). Unrotated, both are None.
-    """
-
-    R: Tensor  # (n, r)
-    variance: Tensor  # (r,), times n
-    shift: Tensor  # (d,)
-    back: Tensor | None
-    rows: Tensor | None
-
-    def to_features(self, W: Tensor) -> Tensor:
-        """Weights on the axes (k, r) -> weights on the features (k, d)."""
-        if self.back is None:
-            return W
-        W = W @ self.back.T
-        return W if self.rows is None else W @ self.rows
+_SMALL_WORK: Final = 50_000_000  # multiply-adds of a product below which float64 costs little
+_MEMORY: Final = 6  # L-BFGS corrections kept; 3 to 20 take the same number of iterations
+_CHUNK_BYTES: Final = {"cpu": 2 << 20, "cuda": 256 << 20}  # of logits looked at together
+# Wolfe's conditions for a step (Nocedal & Wright 2006, section 3.1), the first as far as rounding
+# allows (Hager & Zhang 2005). A trial costs no product with the features: so the second is 0.5
+# instead of the usual 0.9, which takes a fifth off the iterations.
+_DECREASE: Final = 1e-4
+_FLATTER: Final = 0.5
+_ROUNDING: Final = 1e-14
+_MAX_TRIALS: Final = 30  # steps tried along a direction
+_PATIENCE: Final = 30  # iterations that lower neither objective nor gradient, then it ends
+_MAX_ANCHORS: Final = 5
+_GPU_SHARE: Final = 0.4  # of a GPU's free memory, for problems side by side
+_SMALLEST_CURVATURE: Final = 1e-8
 
 
 @dataclass(frozen=True)
 class Solution:
-    """Weights on the axes (k, r) and intercepts (k,), and how they were reached."""
+    """One problem's weights, and how they were reached."""
 
-    W: Tensor
-    b: Tensor
+    x: Tensor  # (p, 1, k, m + 1) float64, a vector of the space
+    logits: Tensor  # (1, k, n) float64, of the rows
     n_iter: int
     gradient_norm: float
 
 
-def rotate(Z: Tensor, *, centre: bool) -> Rotated:
-    """Rotate rows (n, d) float64 to their principal axes; Z is used up (overwritten).
+@dataclass(frozen=True)
+class Fitted:
+    """Weights on the standardised features, and the norm of the gradient there in float64."""
 
-    Centring is exact because the intercept, which takes it back, is not penalised.
-    """
-    n, d = Z.shape
-    shift = Z.mean(dim=0) if centre else torch.zeros(d, dtype=Z.dtype, device=Z.device)
-    Z -= shift
-    if min(n, d) > _MAX_ROTATED:
-        return Rotated(Z, Z.square().sum(dim=0), shift, None, None)
-    wide = d > n
-    variance, V = torch.linalg.eigh(Z @ Z.T if wide else Z.T @ Z)
-    keep = variance > _SMALLEST_AXIS * variance[-1].clamp(min=torch.finfo(Z.dtype).tiny)
-    variance, V = variance[keep], V[:, keep]  # (r,), (min(n, d), r)
-    if wide:
-        root = variance.sqrt()
-        return Rotated(V * root, variance, shift, V / root, Z)
-    R = Z @ V
-    return Rotated(R, variance, shift, V, None)
+    W: npt.NDArray[np.float64]  # (k, d)
+    b: npt.NDArray[np.float64]  # (k,)
+    n_iter: int
+    gradient_norm: float
+
+
+@dataclass
+class _Batch:
+    """Problems under way, side by side, and what is known of each at its x."""
+
+    which: list[int]
+    penalty: Tensor  # (B,)
+    x: Tensor  # (p, B, k, m + 1)
+    logits: Tensor  # (B, k, n)
+    loss: Tensor  # (B,)
+    residual: Tensor  # (B, k, n), the loss's derivatives by the logits
+    gradient: Tensor  # (p, B, k, m + 1)
+    stuck: Tensor  # (B,) bool: no step along the preconditioned gradient goes down
+    best: Tensor  # (B,) the smallest norm of the gradient so far
+    lower: Tensor  # (B,) bool: the last step has lowered the objective
+    waited: Tensor  # (B,) iterations since the last gain in either
+    # Corrections (s, y, 1 / <s, y>), the oldest first; 0 for the last where a problem has none.
+    pairs: list[tuple[Tensor, Tensor, Tensor]]
+
+    def keep(self, which: Tensor) -> None:
+        """Only the problems that are still to be solved."""
+        self.which = [self.which[i] for i in which.tolist()]
+        for name in ("penalty", "logits", "loss", "residual", "stuck", "best", "lower", "waited"):
+            setattr(self, name, getattr(self, name)[which])
+        self.x, self.gradient = self.x[:, which], self.gradient[:, which]
+        self.pairs = [(s[:, which], y[:, which], rho[which]) for s, y, rho in self.pairs]
 
 
 class Problem:
     """Rows, labels and weights of one fit; `solve` may be called for many C."""
 
     def __init__(
-        self, rotated: Rotated, y: Tensor, weight: Tensor, *, n_classes: int, intercept: bool
+        self,
+        rows: FeatureRows,
+        y: npt.NDArray[np.int64],
+        weight: npt.NDArray[np.float64],
+        *,
+        n_classes: int,
+        intercept: bool,
+        device: str,
+        others: FeatureRows | None = None,
     ) -> None:
-        self.rotated = rotated
-        self.target = torch.nn.functional.one_hot(y, n_classes).to(rotated.R.dtype)  # (n, k)
+        n, d = len(rows), rows.d
+        small = n * min(n, d) * n_classes < _SMALL_WORK
+        dtype = torch.float64 if small else torch.float32
+        kind = SpanSpace if d > n and SpanSpace.fits(n, dtype) else FeatureSpace
+        self.rows, self.device, self.k, self.intercept = rows, device, n_classes, intercept
+        self.space: Space = kind(rows, others, dtype, device)
+        self.y = torch.from_numpy(y).to(device)
         self.total_weight = float(weight.sum())
-        self.share = (weight / self.total_weight)[:, None]  # (n, 1), sums to 1
-        self.k = n_classes
-        self.intercept = intercept
+        self.share = torch.from_numpy(weight / self.total_weight).to(device)  # (n,), sums to 1
+
+    def fit(self, C: float, tol: float, max_iter: int) -> Fitted:
+        """Solve for one C until the gradient, measured in float64 on the features, is below tol."""
+        solution = self.solve([C], tol, max_iter)[0]
+        n_iter, (anchor, W, b) = solution.n_iter, self._measure(solution, C)
+        for _ in range(_MAX_ANCHORS):
+            if anchor.norm <= tol or n_iter >= max_iter:
+                break
+            x = self.space.anchored(solution.x, anchor)
+            start = Solution(x, anchor.logits, 0, anchor.norm)
+            nearer = self.solve([C], tol, max_iter - n_iter, start=start, anchor=anchor)[0]
+            n_iter, before, found = n_iter + nearer.n_iter, anchor.norm, self._measure(nearer, C)
+            if found[0].norm < before:
+                solution, (anchor, W, b) = nearer, found
+            if found[0].norm > before / 2:
+                break
+        return Fitted(W.cpu().numpy(), b.cpu().numpy(), n_iter, anchor.norm)
+
+    def path(
+        self, Cs: Sequence[float], tol: float, max_iter: int, *, together: int | None = None
+    ) -> Iterator[Solution]:
+        """Solutions for many C, ascending: each from the one before, or `together` side by side.
+
+        By default one after another on the CPU, and as many side by side as fit on a GPU.
+        """
+        together = self._fitting() if together is None else together
+        start = None
+        for first in range(0, len(Cs), together):
+            found = self.solve(Cs[first : first + together], tol, max_iter, start=start)
+            yield from found
+            start = found[-1]
+
+    def _fitting(self) -> int:
+        """How many problems are solved side by side."""
+        if not self.device.startswith("cuda"):
+            return 1
+        # Logits and residuals, three in float64 and two in float32; vectors of the space.
+        vectors = self.space.n_parts * (self.space.m + 1) * (4 * 2 * _MEMORY + 8 * 5)
+        each = self.k * (len(self.rows) * (3 * 8 + 2 * 4) + vectors)
+        free = torch.cuda.mem_get_info(self.device)[0]
+        return max(1, int(_GPU_SHARE * free / each))
 
     def solve(
-        self, C: float, tol: float, max_iter: int, *, start: Solution | None = None
-    ) -> Solution:
-        """Minimise the mean loss plus ``||W||^2 / (2 C sum(weight))`` until ||gradient|| <= tol."""
-        R = self.rotated.R
-        n, r = R.shape
-        penalty = 1 / (C * self.total_weight)
-        curvature = _CURVATURE / self.k
-        scale = (curvature * self.rotated.variance / n + penalty).rsqrt()  # (r,)
-        b_scale = curvature**-0.5 if self.intercept else 0.0
-        W, b = self._zeros() if start is None else (start.W, start.b)
-        if not self.intercept:
-            b = b * 0
-        x = torch.cat([(W / scale).ravel(), b * curvature**0.5]).cpu().numpy()
-        norm = np.inf
-        n_iter = 0
+        self,
+        Cs: Sequence[float],
+        tol: float,
+        max_iter: int,
+        *,
+        start: Solution | None = None,
+        anchor: Anchor | None = None,
+    ) -> list[Solution]:
+        """Minimise the mean loss plus ``||W||^2 / (2 C sum(weight))`` until ||gradient|| <= tol.
 
-        def unpack(x: npt.NDArray[np.float64]) -> tuple[Tensor, Tensor]:
-            t = torch.from_numpy(x).to(R.device)
-            return t[: self.k * r].view(self.k, r) * scale, t[self.k * r :] * b_scale
+        Parameters
+        ----------
+        Cs : B numbers, problems that are solved side by side.
+        start : where all of them start; at weights 0 by default.
+        anchor : of a single problem, what is exact at `start`.
+        """
+        batch = self._begin(Cs, start, anchor)
+        done: dict[int, Solution] = {}
+        for n_iter in range(max_iter + 1):
+            norm = inner(batch.gradient, batch.gradient).clamp(min=0).sqrt()
+            batch.waited = torch.where(batch.lower | (norm < batch.best), 0, batch.waited + 1)
+            batch.best = torch.minimum(norm, batch.best)
+            stuck = batch.stuck | (batch.waited >= _PATIENCE)
+            ended = (norm <= tol) | stuck | (n_iter == max_iter)
+            if ended.any():
+                for i in ended.nonzero()[:, 0].tolist():
+                    done[batch.which[i]] = Solution(
+                        batch.x[:, i : i + 1], batch.logits[i : i + 1], n_iter, float(norm[i])
+                    )
+                if ended.all():
+                    break
+                batch.keep((~ended).nonzero()[:, 0])
+            self._iterate(batch, anchor)
+        return [done[i] for i in range(len(Cs))]
 
-        def objective(x: npt.NDArray[np.float64]) -> tuple[float, npt.NDArray[np.float64]]:
-            nonlocal norm
-            W, b = unpack(x)
-            value, gW, gb = self._loss(W, b, penalty)
-            norm = float(torch.cat([gW.ravel(), gb]).norm())
-            return value, torch.cat([(gW * scale).ravel(), gb * b_scale]).cpu().numpy()
-
-        def stop(intermediate_result: Any) -> None:  # the last point evaluated is the accepted one
-            if norm <= tol:
-                raise StopIteration
-
-        for _ in range(_RESTARTS):
-            options = {
-                "maxiter": max_iter - n_iter,
-                "maxfun": 20 * max_iter,
-                "maxcor": _MEMORY,
-                "maxls": 50,
-                "ftol": 0.0,
-                "gtol": 0.0,
-            }
-            found = minimize(
-                objective, x, jac=True, method="L-BFGS-B", callback=stop, options=options
-            )
-            x, n_iter = found.x, n_iter + int(found.nit)
-            objective(x)  # sets the norm at the point that is returned
-            if norm <= tol or n_iter >= max_iter:
-                break
-        W, b = unpack(x)
-        return Solution(W, b, n_iter, norm)
-
-    def _loss(self, W: Tensor, b: Tensor, penalty: float) -> tuple[float, Tensor, Tensor]:
-        """The objective and its gradients: (k, r), (k,)."""
-        R = self.rotated.R
-        logits = R @ W.T + b  # (n, k)
-        log_p = logits - torch.logsumexp(logits, dim=1, keepdim=True)
-        loss = -(self.share * log_p * self.target).sum()
-        residual = (log_p.exp() - self.target) * self.share  # (n, k)
-        gb = residual.sum(dim=0)
-        return (
-            float(loss + 0.5 * penalty * W.square().sum()),
-            residual.T @ R + penalty * W,
-            gb if self.intercept else torch.zeros_like(gb),
+    def _begin(self, Cs: Sequence[float], start: Solution | None, anchor: Anchor | None) -> _Batch:
+        B = len(Cs)
+        penalty = 1 / (self.total_weight * torch.tensor(Cs, dtype=torch.float64))
+        penalty = penalty.to(self.device)
+        if start is None:
+            x = self.space.zeros(B, self.k)
+            logits = x.new_zeros((B, self.k, len(self.rows)))
+        else:
+            x, logits = start.x.repeat(1, B, 1, 1), start.logits.repeat(B, 1, 1)
+        residual = torch.empty_like(logits)
+        loss, _ = self._evaluate(logits, None, penalty, residual)
+        gradient = self._gradient(residual, x, penalty, anchor)
+        stuck = torch.zeros(B, dtype=torch.bool, device=self.device)
+        return _Batch(
+            which=list(range(B)),
+            penalty=penalty,
+            x=x,
+            logits=logits,
+            loss=loss,
+            residual=residual,
+            gradient=gradient,
+            stuck=stuck,
+            best=torch.full_like(penalty, torch.inf),
+            lower=stuck,
+            waited=torch.zeros(B, dtype=torch.int64, device=self.device),
+            pairs=[],
         )
 
-    def coefficients(
-        self, solution: Solution
-    ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-        """Weights (k, d) and intercepts (k,) on the features as they were before `rotate`."""
-        W = self.rotated.to_features(solution.W)
-        b = solution.b - W @ self.rotated.shift
-        return W.cpu().numpy(), b.cpu().numpy()
+    def _iterate(self, batch: _Batch, anchor: Anchor | None) -> None:
+        """One step of every problem."""
+        z = self._direction(batch)
+        slope = inner(batch.gradient, z)
+        logits_z = self.space.logits(z)  # (B, k, n)
+        t, loss, residual, gain, failed = self._search(batch, z, logits_z, slope)
+        batch.x += t[:, None, None] * z
+        batch.logits += t[:, None, None] * logits_z
+        batch.loss, batch.residual, batch.lower = loss, residual, gain
+        gradient = self._gradient(residual, batch.x, batch.penalty, anchor)
+        s = t[:, None, None].to(z.dtype) * z
+        y = (gradient - batch.gradient).to(z.dtype)
+        batch.gradient = gradient
+        curved = inner(s, y)
+        batch.pairs.append((s, y, torch.where(curved > 0, 1 / curved, 0)))
+        del batch.pairs[:-_MEMORY]
+        if failed.any():  # start anew from the preconditioned gradient; after that, give up
+            had_pairs = torch.stack([rho for _, _, rho in batch.pairs]).any(dim=0)
+            batch.stuck = failed & ~had_pairs
+            batch.pairs = [(s, y, rho * ~failed) for s, y, rho in batch.pairs]
 
-    def _zeros(self) -> tuple[Tensor, Tensor]:
-        R = self.rotated.R
-        W = torch.zeros((self.k, R.shape[1]), dtype=R.dtype, device=R.device)
-        return W, W.new_zeros(self.k)
+    def _gradient(
+        self, residual: Tensor, x: Tensor, penalty: Tensor, anchor: Anchor | None
+    ) -> Tensor:
+        gradient = self.space.gradient(residual, x, penalty, anchor)
+        if not self.intercept:
+            gradient[..., -1] = 0
+        return gradient
+
+    def _direction(self, batch: _Batch) -> Tensor:
+        """Minus nearly the inverse Hessian times the gradient: L-BFGS's two loops."""
+        q = batch.gradient.to(self.space.dtype)
+        size = batch.residual.abs()  # p or 1 - p, times the share
+        curvature = (size - size.square() / self.share.clamp(min=1e-300)).sum(dim=-1).mean(dim=-1)
+        scales = curvature.clamp(min=_SMALLEST_CURVATURE).to(q.dtype), batch.penalty.to(q.dtype)
+        shares = []
+        for s, y, rho in reversed(batch.pairs):
+            share = rho * inner(q, s)
+            q = q - share[:, None, None] * y
+            shares.append(share)
+        z = self.space.precondition(q, *scales)
+        if batch.pairs:  # scaled to the newest correction
+            _, y, rho = batch.pairs[-1]
+            size = rho * inner(y, self.space.precondition(y, *scales))
+            z = z * torch.where(size > 0, 1 / size, 1)[:, None, None]
+        for (s, y, rho), share in zip(batch.pairs, reversed(shares), strict=True):
+            z = z + (share - rho * inner(z, y))[:, None, None] * s
+        return -z
+
+    def _search(
+        self, batch: _Batch, z: Tensor, logits_z: Tensor, slope: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Step lengths (B,), losses and residuals there, who gains by it, who found no step.
+
+        The objective is convex, so that the sign of its slope tells on which side of the minimum
+        a step ends. Only changes are taken from `logits_z`, which may be in float32: at 0 the
+        slope is the gradient's.
+        """
+        half = batch.penalty / 2
+        xx, zz = (
+            half * u[0, ..., :-1].mul(u[-1, ..., :-1]).sum(dim=(-2, -1)) for u in (batch.x, z)
+        )
+        along_0 = (batch.residual * logits_z).sum(dim=(1, 2))
+        value = batch.loss + xx
+        residual = torch.empty_like(batch.residual)
+        t, low = torch.ones_like(slope), torch.zeros_like(slope)
+        high, slope_low, slope_high = low + torch.inf, slope, low
+        for _ in range(_MAX_TRIALS):
+            loss, along = self._evaluate(batch.logits, logits_z, t, residual)
+            value_t = loss + xx + t * (slope - along_0 + t * zz)
+            slope_t = slope + along - along_0 + 2 * t * zz
+            lower = value_t <= value + _DECREASE * t * slope + _ROUNDING * value
+            ok = (slope_t.abs() <= _FLATTER * slope.abs()) & (lower | (slope_t <= 0))
+            if ok.all():
+                return t, loss, residual, value_t < value * (1 - _ROUNDING), ~ok
+            beyond = slope_t > 0
+            reach = slope_t / (slope_low - slope_t)  # to where the secant of the slopes is 0
+            further = t + (t - low) * torch.where(reach > 0, reach, 4).clamp(0.1, 4)
+            high, slope_high = (
+                torch.where(beyond, t, high),
+                torch.where(beyond, slope_t, slope_high),
+            )
+            low, slope_low = torch.where(beyond, low, t), torch.where(beyond, slope_low, slope_t)
+            between = low + (high - low) * (slope_low / (slope_low - slope_high)).clamp(0.1, 0.9)
+            t = torch.where(ok, t, torch.where(high.isfinite(), between, further))
+        t = torch.where(ok, t, 0)
+        loss, _ = self._evaluate(batch.logits, logits_z, t, residual)
+        return t, loss, residual, ok & (value_t < value * (1 - _ROUNDING)), ~ok
+
+    def _evaluate(
+        self, logits: Tensor, logits_z: Tensor | None, t: Tensor, residual: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Loss and its slope (B,) at ``logits + t * logits_z``; writes the residual (B, k, n)."""
+        B, k, n = logits.shape
+        width = max(1, _CHUNK_BYTES[self.device.partition(":")[0]] // (8 * B * k))
+        loss, slope = torch.zeros_like(t), torch.zeros_like(t)
+        for first in range(0, n, width):
+            part = slice(first, first + width)
+            p = logits[..., part]  # (B, k, c)
+            p = p.clone() if logits_z is None else p + t[:, None, None] * logits_z[..., part]
+            loss += _to_residual(p, self.y[part], self.share[part])
+            residual[..., part] = p
+            if logits_z is not None:
+                slope += (p * logits_z[..., part]).sum(dim=(1, 2))
+        return loss, slope
+
+    def _measure(self, solution: Solution, C: float) -> tuple[Anchor, Tensor, Tensor]:
+        """The gradient at a solution in float64 on the features, and the weights (k, d), (k,)."""
+        W, b = self.space.weights(solution.x)
+        logits = W.new_empty((1, self.k, len(self.rows)))
+        residual, sums = torch.empty_like(logits), torch.zeros_like(W)
+        for part, block in self.rows.blocks():
+            Z = torch.from_numpy(block).to(W.device)  # (b, d)
+            logits[0, :, part] = W @ Z.T + b[:, None]
+            p = logits[..., part].clone()
+            _to_residual(p, self.y[part], self.share[part])
+            residual[..., part] = p
+            sums += p[0] @ Z
+        squares = (sums + W / (C * self.total_weight)).square().sum()
+        if self.intercept:
+            squares += residual.sum(dim=-1).square().sum()
+        return Anchor(float(squares.sqrt()), logits, residual, sums), W, b
+
+
+def _to_residual(logits: Tensor, y: Tensor, share: Tensor) -> Tensor:
+    """Turn logits (B, k, c) into the loss's derivatives by them, and return the loss (B,)."""
+    label = y.expand(len(logits), 1, -1)
+    logits -= logits.amax(dim=1, keepdim=True)
+    of_label = logits.gather(1, label)
+    total = logits.exp_().sum(dim=1, keepdim=True)
+    loss = ((total.log() - of_label) * share).sum(dim=(1, 2))
+    logits /= total  # the probabilities
+    logits.scatter_add_(1, label, torch.full_like(of_label, -1))
+    logits *= share
+    return loss

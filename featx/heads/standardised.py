@@ -1,0 +1,119 @@
+"""Standardised rows of features: read by blocks, held where they fit, and their products."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from featx.heads.base import FloatArray, IntArray, standardised_blocks
+
+_HELD_BYTES: Final = 2 << 30  # a working copy up to this size is held, else X is read each time
+_HELD_SHARE: Final = 0.5  # of a GPU's free memory, instead
+_COLUMN_BYTES: Final = 64 << 20  # of float64 columns standardised at once
+_TILE: Final = 1024  # rows of a Gram matrix computed at once, only up to the diagonal
+
+
+@dataclass(frozen=True)
+class FeatureRows:
+    """Rows of X, and what they are standardised by; X is never copied whole."""
+
+    X: npt.NDArray[Any]  # (N, d), perhaps a memory map
+    rows: IntArray | None  # (n,) which of them; None is all
+    mean: FloatArray  # (d,)
+    scale: FloatArray  # (d,)
+
+    def __len__(self) -> int:
+        return len(self.X) if self.rows is None else len(self.rows)
+
+    @property
+    def d(self) -> int:
+        """Features of a row."""
+        return self.X.shape[1]
+
+    def blocks(self) -> Iterator[tuple[slice, FloatArray]]:
+        """Yield (positions, (b, d) float64)."""
+        return standardised_blocks(self.X, self.mean, self.scale, self.rows)
+
+    def columns(self, part: slice) -> FloatArray:
+        """All rows of some features: (n, c) float64."""
+        X = self.X[:, part] if self.rows is None else self.X[self.rows, part]
+        block = X.astype(np.float64)  # a copy: ours
+        block -= self.mean[part]
+        block /= self.scale[part]
+        return block
+
+
+class WorkingRows:
+    """Blocks of standardised rows as tensors, from a working copy if that fits, else from X.
+
+    Blocks are the same either way, and so are all sums over them, to the bit.
+    """
+
+    def __init__(self, rows: FeatureRows, dtype: torch.dtype, device: str) -> None:
+        self.rows, self.dtype, self.device = rows, dtype, device
+        size = len(rows) * rows.d * dtype.itemsize
+        if device.startswith("cuda"):
+            limit = int(_HELD_SHARE * torch.cuda.mem_get_info(device)[0])
+        else:
+            limit = _HELD_BYTES
+        self._held = list(self._read()) if size <= limit else None
+
+    def __iter__(self) -> Iterator[tuple[slice, Tensor]]:
+        """Yield (positions, (b, d))."""
+        return self._read() if self._held is None else iter(self._held)
+
+    def _read(self) -> Iterator[tuple[slice, Tensor]]:
+        for part, block in self.rows.blocks():
+            yield part, torch.from_numpy(block).to(self.device, self.dtype)
+
+    def products(self, W: Tensor) -> Tensor:
+        """Weights (..., d) with every row: (..., n)."""
+        W = W.to(self.dtype)
+        out = W.new_empty((*W.shape[:-1], len(self.rows)))
+        for part, Z in self:
+            out[..., part] = W @ Z.T
+        return out
+
+    def sums(self, weights: Tensor) -> Tensor:
+        """Sums of rows, each weighted: (..., n) -> (..., d)."""
+        weights = weights.to(self.dtype)
+        out = weights.new_zeros((*weights.shape[:-1], self.rows.d))
+        for part, Z in self:
+            out += weights[..., part] @ Z
+        return out
+
+    def covariance(self) -> Tensor:
+        """Z.T @ Z: (d, d)."""
+        out = torch.zeros((self.rows.d,) * 2, dtype=self.dtype, device=self.device)
+        for _, Z in self:
+            out.addmm_(Z.T, Z)
+        return out
+
+
+def gram(
+    rows: FeatureRows, others: FeatureRows | None, dtype: torch.dtype, device: str
+) -> tuple[Tensor, Tensor]:
+    """Inner products of `rows` with themselves, (n, n), and of `others` with them, (m, n)."""
+    n, m = len(rows), 0 if others is None else len(others)
+    out = torch.zeros((n + m, n), dtype=dtype, device=device)
+    step = max(1, _COLUMN_BYTES // (8 * (n + m)))
+    for start in range(0, rows.d, step):
+        part = slice(start, start + step)
+        Z = torch.empty((n + m, min(step, rows.d - start)), dtype=dtype, device=device)
+        Z[:n] = torch.from_numpy(rows.columns(part))
+        if others is not None:
+            Z[n:] = torch.from_numpy(others.columns(part))
+        for top in range(0, n + m, _TILE):
+            tile, left = slice(top, top + _TILE), slice(0, min(top + _TILE, n))
+            out[tile, left].addmm_(Z[tile], Z[left].T)  # right of the diagonal follows below
+    K = out[:n]
+    for top in range(0, n, _TILE):
+        tile = slice(top, min(top + _TILE, n))
+        K[:top, tile] = K[tile, :top].T
+    return K, out[n:]
