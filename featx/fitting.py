@@ -30,6 +30,7 @@ from featx.workspace import newest_cache
 
 _DEFAULT_FRACTION: Final = 0.2  # held out, where the images have no split of their own
 _SHOWN: Final = 24  # characters of a grouping rule in a file's name
+_LONGEST: Final = 6  # values of a setting that a file's name spells out
 
 
 @dataclass(frozen=True)
@@ -384,6 +385,8 @@ def _name(head: str, params: Mapping[str, Any], seed: int, settings: Mapping[str
 
 def _short(value: Any) -> str:
     if isinstance(value, (list, tuple)):
+        if len(value) > _LONGEST:
+            return f"{_short(value[0])},..,{_short(value[-1])},{len(value)}-values"
         return ",".join(_short(item) for item in value)
     return f"{value:g}" if isinstance(value, float) else str(value)
 

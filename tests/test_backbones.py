@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import save_file
 from torchvision import models
 
-from featx import architectures, backbones, weights
+from featx import architectures, backbones, weight_files, weights
 from featx.backbones import list_backbones, load_backbone
 from featx.errors import InputError, WeightsError
 from featx.transforms import Transform
@@ -62,7 +62,7 @@ def publish(hub, monkeypatch):
 
     def publish_as(name, state, *, entry_name=None):
         torch.save(state, hub / "new")
-        sha256 = weights.sha256_file(hub / "new")
+        sha256 = weight_files.sha256_file(hub / "new")
         entries = list(original(name))
         at = next((i for i, e in enumerate(entries) if e.name == entry_name), 0)
         url = f"https://download.example.org/models/{name}-{sha256[:8]}.pth"
@@ -114,7 +114,7 @@ def test_a_published_file_by_path_equals_it_by_name_and_torchvisions_own_loader(
     by_path = load_backbone(name, weights=str(elsewhere))
 
     assert by_path.weights == by_name.weights == "IMAGENET1K_V1"
-    assert by_path.weights_sha256 == by_name.weights_sha256 == weights.sha256_file(published)
+    assert by_path.weights_sha256 == by_name.weights_sha256 == weight_files.sha256_file(published)
     assert by_path.weights_path == str(elsewhere)
     assert by_path.transform == by_name.transform
     assert by_path.classes == by_name.classes
@@ -150,7 +150,7 @@ def test_an_unpublished_file_gets_the_first_entrys_transform_and_says_so(tmp_pat
         models.MobileNet_V2_Weights.IMAGENET1K_V1.transforms()
     )
     assert backbone.weights == "mine.pth"
-    assert backbone.weights_sha256 == weights.sha256_file(tmp_path / "mine.pth")
+    assert backbone.weights_sha256 == weight_files.sha256_file(tmp_path / "mine.pth")
     assert backbone.classes == ()
     (note,) = backbone.notes
     assert note.startswith("transform assumed: that of mobilenet_v2 IMAGENET1K_V1")

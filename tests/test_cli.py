@@ -307,6 +307,38 @@ def test_learning_rates_and_seeds_are_trained_side_by_side(tmp_path: Path) -> No
     assert "--lr takes numbers separated by commas, got 'fast'" in error
 
 
+@pytest.mark.parametrize(
+    ("text", "tried", "name"),
+    [
+        ("dinov2", 45, "dinov2"),
+        ("default", 7, "default"),
+        ("1e-3,1e-2,1", 3, "0.001,0.01,1"),
+        ("1e-2", 1, "0.01"),
+        ("1,2,3,4,5,6,0.5", 7, "1,..,0.5,7-values"),
+    ],
+)
+def test_the_grid_of_c_is_a_name_or_numbers(
+    tmp_path: Path, text: str, tried: int, name: str
+) -> None:
+    write_cache(tmp_path / "cache" / "a.h5")
+    told = json.loads(featx_("fit-head", "--cs", text, "--cv", "2", "--json").stdout)
+    assert len(told["fit"]["cv_results"]["C"]) == tried
+    assert f"logistic+cs={name}+cv=2.safetensors" in told["head"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("all", "cs must be 'default', 'dinov2' or a sequence of numbers above 0, got 'all'"),
+        ("1;2", "--cs takes numbers separated by commas, got '1;2'"),
+        ("-1,2", "a sequence of numbers above 0, got (-1.0, 2.0)"),
+    ],
+)
+def test_a_grid_of_c_that_is_none_is_told(tmp_path: Path, text: str, message: str) -> None:
+    write_cache(tmp_path / "cache" / "a.h5")
+    assert message in featx_("fit-head", f"--cs={text}", code=2).stderr
+
+
 def test_info_tells_what_is_in_a_cache(tmp_path: Path) -> None:
     path = write_cache(tmp_path / "cache" / "a.h5", failed=(3,))
     told = json.loads(featx_("info", "--json").stdout)

@@ -194,8 +194,8 @@ def test_a_bad_common_parameter_is_told_in_one_sentence(head, name, value, messa
     [
         (LogisticHead(C=0), "C must be a number above 0 or None, got 0"),
         (LogisticHead(C="1"), "C must be a number above 0 or None, got '1'"),
-        (LogisticHead(cs=()), "cs must be 'default' or a sequence of numbers above 0"),
-        (LogisticHead(cs="all"), "cs must be 'default'"),
+        (LogisticHead(cs=()), "cs must be 'default', 'dinov2' or a sequence of numbers above"),
+        (LogisticHead(cs="all"), "cs must be 'default', .* got 'all'"),
         (LogisticHead(cs=3), "cs must be 'default'"),
         (LogisticHead(cv=1), "cv must be a whole number of folds, 2 or more, got 1"),
         (LogisticHead(tol=0), "tol must be a number above 0"),

@@ -19,7 +19,7 @@ import featx.heads.solver
 import featx.heads.spaces
 import featx.heads.standardised
 from featx.errors import InputError
-from featx.heads import C_GRID, LogisticHead
+from featx.heads import C_GRID, DINOV2_C_GRID, LogisticHead
 from featx.heads.base import learn_standardisation
 from featx.heads.solver import Problem
 from featx.heads.spaces import FeatureSpace, SpanSpace, leading_axes
@@ -380,6 +380,14 @@ def test_the_default_grid_goes_by_decades():
     assert head.cv_results_["C"] == list(C_GRID)
     assert np.allclose(np.diff(np.log10(C_GRID)), 1)
     assert head.C_ in C_GRID
+
+
+def test_dinov2s_grid_is_dinov2s():
+    X, y = deep_features(60, 10, 3)
+    head = LogisticHead(cs="dinov2", cv=2).fit(X, y)
+    assert head.cv_results_["C"] == list(DINOV2_C_GRID)
+    # dinov2/eval/log_regression.py: C_POWER_RANGE = torch.linspace(-6, 5, 45)
+    assert np.allclose(np.log10(DINOV2_C_GRID), np.linspace(-6, 5, 45), atol=1e-12)
 
 
 def test_a_given_c_is_not_chosen():

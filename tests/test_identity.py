@@ -12,7 +12,7 @@ import torch
 from typer.testing import CliRunner
 
 import featx
-from featx import architectures, weights
+from featx import architectures, weight_files, weights
 from featx.backbones import load_backbone
 from featx.cache import partial_path
 from featx.cli import app
@@ -42,7 +42,7 @@ def published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = weights.checkpoint_folder()
     folder.mkdir(parents=True)
     torch.save(state(), folder / "new.pth")
-    digits = weights.sha256_file(folder / "new.pth")[:8]
+    digits = weight_files.sha256_file(folder / "new.pth")[:8]
     entry = architectures.published_named("squeezenet1_1", "default")
     assert entry is not None
     file = (folder / "new.pth").rename(folder / f"squeezenet1_1-{digits}.pth")

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from featx import weights
+from featx import weight_files, weights
 from featx.errors import DiskError, WeightsError
 
 
@@ -179,7 +179,7 @@ def test_the_hash_of_a_file_is_that_of_its_bytes(tmp_path):
     file = tmp_path / "a"
     file.write_bytes(b"a" * (3 * 2**20 + 1))
     expected = __import__("hashlib").sha256(b"a" * (3 * 2**20 + 1)).hexdigest()
-    assert weights.sha256_file(file) == expected
+    assert weight_files.sha256_file(file) == expected
 
 
 def test_the_hash_of_a_state_dict_sees_every_bit_name_type_and_shape_but_not_order_or_strides():
@@ -217,7 +217,7 @@ def test_a_file_in_torch_hubs_folder_is_not_downloaded(hub, monkeypatch):
 def _published(tmp_path, content=b"weights"):
     source = tmp_path / "source"
     source.write_bytes(content)
-    named = tmp_path / f"net-{weights.sha256_file(source)[:8]}.pth"
+    named = tmp_path / f"net-{weight_files.sha256_file(source)[:8]}.pth"
     source.rename(named)
     return named
 

@@ -69,6 +69,10 @@ def fit_head(
         float | None,
         typer.Option("--C", min=0, help="logistic: inverse regularisation; chosen if not given."),
     ] = None,
+    cs: Annotated[
+        str | None,
+        typer.Option(help="logistic: values of C to try: default (7), dinov2 (45), or 0.001,0.01."),
+    ] = None,
     class_weight: Annotated[
         str | None, typer.Option(help="logistic, ridge: balanced weighs rare classes up.")
     ] = None,
@@ -188,6 +192,7 @@ def fit_head(
     params: dict[str, Any] = {
         **given(
             C=c,
+            cs=cs if cs is not None and cs[:1].isalpha() else numbers(cs, "cs"),
             class_weight=class_weight,
             max_iter=max_iter,
             epochs=epochs,

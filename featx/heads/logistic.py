@@ -37,6 +37,12 @@ from featx.splits import cross_validation_folds
 # features of a few hundred to a hundred thousand images have their optimum.
 C_GRID: Final = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 1e1, 1e2)
 
+# DINOv2's grid of 45 values (C_POWER_RANGE = torch.linspace(-6, 5, 45) in its
+# dinov2/eval/log_regression.py), four a decade from 1e-6 to 1e5.
+DINOV2_C_GRID: Final = tuple(10.0 ** (-6 + 0.25 * i) for i in range(45))
+
+_GRIDS: Final[Mapping[str, tuple[float, ...]]] = {"default": C_GRID, "dinov2": DINOV2_C_GRID}
+
 # Fits that only choose C stop at scikit-learn's default tolerance; the head itself goes to `tol`.
 _CHOICE_TOL: Final = 1e-4
 _EPS: Final = np.finfo(np.float64).eps
@@ -78,8 +84,8 @@ class LogisticHead(Head):
         Inverse strength of the penalty. None: chosen from `cs` by accuracy, among equals by
         log-loss, then the smaller; on `X_val, y_val` where given to `fit`, else by
         cross-validation inside the training rows, each fold with its own standardisation.
-    cs : "default" or sequence of float
-        The grid; "default" is `C_GRID`.
+    cs : {"default", "dinov2"} or sequence of float
+        The grid; "default" is `C_GRID` (7 values), "dinov2" `DINOV2_C_GRID` (45).
     cv : int
         Folds, stratified by class and never parting a group.
     max_iter : int
@@ -265,7 +271,7 @@ class LogisticHead(Head):
         )
 
     def _grid(self) -> list[float]:
-        return sorted(C_GRID if isinstance(self.cs, str) else map(float, self.cs))
+        return sorted(_GRIDS[self.cs] if isinstance(self.cs, str) else map(float, self.cs))
 
     def _try(
         self, rows: TrainingRows, weight: FloatArray, train: IntArray | None, val: IntArray | None
@@ -327,7 +333,7 @@ class LogisticHead(Head):
             "cs",
             self.cs,
             _is_grid,
-            "'default' or a sequence of numbers above 0",
+            "'default', 'dinov2' or a sequence of numbers above 0",
         )
         require("cv", self.cv, lambda v: is_whole(v, 2), "a whole number of folds, 2 or more")
         require("max_iter", self.max_iter, lambda v: is_whole(v, 1), "a whole number, 1 or more")
@@ -361,7 +367,7 @@ def _positive(value: Any) -> bool:
 
 def _is_grid(value: Any) -> bool:
     if isinstance(value, str):
-        return value == "default"
+        return value in _GRIDS
     return len(value) > 0 and all(_positive(v) for v in value)
 
 
