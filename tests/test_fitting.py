@@ -268,11 +268,11 @@ def test_groups_by_a_rule_are_never_parted_and_recorded(tmp_path: Path) -> None:
 def test_a_fit_is_repeated_on_another_cache(tmp_path: Path, kind: str) -> None:
     first = write_cache(tmp_path / "a.h5", spread=2.0)
     second = write_cache(tmp_path / "b.h5", spread=2.0, spec={**SPEC, "backbone": "resnet18"})
-    made = fit_head(first, head=kind, seed=3, test_fraction=0.3, standardise=False, device="cpu")
+    other = not HEADS[kind]().standardise  # than the default
+    asked = {"head": kind, "seed": 3, "test_fraction": 0.3, "standardise": other, "device": "cpu"}
+    made = fit_head(first, **asked)
     again = fit_like(made.path, second, device="cpu")
-    expected = fit_head(
-        second, head=kind, seed=3, test_fraction=0.3, standardise=False, device="cpu"
-    )
+    expected = fit_head(second, **asked)
     assert again.path == expected.path
     assert expected.replaced
     assert np.array_equal(again.file.split["train"], made.file.split["train"])

@@ -56,8 +56,8 @@ def _predicted(evaluation: Evaluation) -> np.ndarray:
 
 def test_the_files_it_says_it_wrote_are_all_there_is(evaluation, tmp_path):
     paths, notes = write_evaluation(tmp_path / "a" / "b", evaluation)
-    names = ["report.json", "classes.csv", "confusion.csv", "predictions.csv", "confusion.png"]
-    names += ["reliability.png"]
+    names = ["report.json", "classes.csv", "confusion.csv", "predictions.csv", "leaks.csv"]
+    names += ["confusion.png", "reliability.png"]
     assert [path.name for path in paths] == names
     assert sorted(paths) == sorted((tmp_path / "a" / "b").iterdir())
     assert notes == ()
@@ -192,7 +192,7 @@ def test_what_was_there_is_replaced_and_other_files_stay(evaluation, tmp_path):
     assert len(_table(tmp_path / "classes.csv")) == 4
     assert "old" not in (tmp_path / "classes.csv").read_text("utf-8")
     assert (tmp_path / "notes.txt").read_text("utf-8") == "mine"
-    assert len(list(tmp_path.iterdir())) == 7
+    assert len(list(tmp_path.iterdir())) == 8
 
 
 def test_the_same_evaluation_gives_the_same_bytes(evaluation, folder, tmp_path):

@@ -75,7 +75,7 @@ def write_evaluation(
             title=f"{report.n:,} images, accuracy {report.accuracy.value:.3f}",
         )
         notes += reliability_png(
-            paths[5], _curves(evaluation), title=f"Reliability on {report.n:,} images"
+            paths[6], _curves(evaluation), title=f"Reliability on {report.n:,} images"
         )
     return tuple(paths), tuple(dict.fromkeys(notes))
 
