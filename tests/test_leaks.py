@@ -98,6 +98,20 @@ def test_without_leaks_none_is_told_and_no_second_accuracy(tmp_path: Path) -> No
     assert (leaks.pairs, leaks.accuracy_without, leaks.compared_with) == ((), None, 48)
 
 
+def test_a_copy_in_a_held_out_val_folder_is_the_copy_whichever_file_comes_first(
+    tmp_path: Path,
+) -> None:
+    split = np.where(SPLIT == 3, 2, 1).astype(np.uint8)  # without a test folder val is tested
+    path = write_cache(tmp_path / "a.h5", split=split, plant=planted(exact={10: 13, 30: 22}))
+    fit_head(path)
+    leaks = evaluate(path).leaks
+    assert leaks is not None
+    assert [(leak.path, leak.trained_path) for leak in leaks.pairs] == [
+        ("000010.jpg", "000013.jpg"),
+        ("000030.jpg", "000022.jpg"),
+    ]
+
+
 def test_copies_on_both_sides_of_a_split_by_seed_are_exact_leaks(tmp_path: Path) -> None:
     clean = write_cache(tmp_path / "clean.h5")
     fit_head(clean)
@@ -251,7 +265,7 @@ def test_grouped_duplicates_are_not_parted_when_c_is_chosen(
     monkeypatch.setattr(
         LogisticHead,
         "fit",
-        lambda self, **rows: (seen.append(rows.get("groups")), fit(self, **rows))[1],
+        lambda self, *a, **k: (seen.append(k.get("groups")), fit(self, *a, **k))[1],
     )
     path = write_cache(tmp_path / "a.h5", split=SPLIT, plant=planted(near={1: 31, 2: 32}))
     fit_head(path)
