@@ -5,19 +5,21 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 
 from featx.devices import resolve_device
+from featx.duplicates import DEFAULT_THRESHOLD, check_threshold, find_duplicates, merged_groups
 from featx.errors import InputError
 from featx.featureset import FeatureSet, load_intact
-from featx.grouping import Grouping, group_images
+from featx.grouping import group_images
 from featx.heads.base import Head
 from featx.heads.making import fit_on, make_head
 from featx.images import display_names
+from featx.leaks import can_compare_unasked, count_parted
 from featx.metrics import Estimate, Report, score
 from featx.splits import cross_validation_folds
 from featx.workspace import newest_cache
@@ -57,6 +59,9 @@ class CrossValidation:
     never_tested : labelled images in no fold, as no other of their class could be trained on.
     unlabelled, failed : images without a label; of the cache without features.
     groups : which images were kept together, in words.
+    parted_duplicates : labelled images that have a duplicate, exact or near, which the folds may
+        part from them; None where there are too many images to look for them unasked.
+    duplicate_threshold : the least similarity of near duplicates.
     paths, classes : (n) of the labelled images; names by class number.
     y_true : (n,) int64.
     y_pred : (repeats, n) int64, the class each image was taken for when it was not trained on;
@@ -78,6 +83,8 @@ class CrossValidation:
     unlabelled: int
     failed: int
     groups: str
+    parted_duplicates: int | None
+    duplicate_threshold: float
     paths: tuple[str, ...]
     classes: tuple[str, ...]
     y_true: np.ndarray
@@ -93,6 +100,8 @@ class CrossValidation:
             "repeats": self.repeats,
             "seed": self.seed,
             "groups": self.groups,
+            "parted_duplicates": self.parted_duplicates,
+            "duplicate_threshold": self.duplicate_threshold,
             "n": self.n,
             "k": self.k,
             "never_tested": self.never_tested,
@@ -122,6 +131,8 @@ def cross_validate(
     cv: int = 5,
     repeats: int = 10,
     group: str | None = None,
+    group_duplicates: bool = False,
+    duplicate_threshold: float | None = None,
     seed: int = 0,
     device: str = "auto",
     cache_dir: str | os.PathLike[str] = "cache",
@@ -147,6 +158,8 @@ def cross_validate(
     cv : folds.
     repeats : how often the folds are drawn, from seeds `seed`, `seed` + 1, ….
     group : which images belong together, see `featx.grouping.group_images`; they are in one fold.
+    group_duplicates : put exact and near duplicates into one fold too.
+    duplicate_threshold : the least similarity of near duplicates, see `featx.duplicates`; 0.75.
     seed : of the folds and of the heads.
     device : where to fit.
     advance : called after each fit with the number of fits done and of all.
@@ -165,14 +178,25 @@ def cross_validate(
     """
     if isinstance(repeats, bool) or not isinstance(repeats, int) or repeats < 1:
         raise InputError(f"repeats must be a whole number, 1 or more, got {repeats!r}")
+    threshold = DEFAULT_THRESHOLD if duplicate_threshold is None else duplicate_threshold
+    check_threshold(threshold)
     features = load_intact(cache if cache is not None else newest_cache(cache_dir))
     grouping = group_images(features, group)
+    features = features.with_groups(grouping.groups)
     device = resolve_device(device).name
     make_head(head, params, device=device, seed=seed)  # refused before anything is computed
     rows = np.flatnonzero(features.y >= 0)
     if not len(rows):
         raise InputError(f"{features.path} has no labelled images to cross-validate on")
-    labels, groups = features.y[rows], grouping.groups[rows]
+    together, parted = grouping.source, None
+    n, d = features.X.shape
+    if group_duplicates or duplicate_threshold is not None or can_compare_unasked(n, n, d):
+        found = find_duplicates(features.X, features.sha256, threshold=threshold)
+        if group_duplicates:
+            features = features.with_groups(merged_groups(features.groups, found.groups))
+            together += f"; duplicates of similarity {threshold:g} or more"
+        parted = count_parted(features.groups[rows], found.groups[rows])
+    labels, groups = features.y[rows], features.groups[rows]
     drawn = [
         cross_validation_folds(labels, n_folds=cv, groups=groups, seed=seed + repeat)
         for repeat in range(repeats)
@@ -183,7 +207,7 @@ def cross_validate(
     for repeat, parts in enumerate(drawn):
         for number, (train, test) in enumerate(parts):
             estimator = make_head(head, params, device=device, seed=seed + repeat)
-            fit_on(estimator, features.X, features.y, rows[train], groups=grouping.groups)
+            fit_on(estimator, features.X, features.y, rows[train], groups=features.groups)
             proba = estimator.predict_proba(features.X[rows[test]])
             known = estimator.classes_  # every class of the test rows is among them
             y_pred[repeat, test] = known[proba.argmax(axis=1)]
@@ -197,7 +221,8 @@ def cross_validate(
             folds.append(Fold(repeat, number, len(train), _chosen(estimator), report))
             if advance is not None:
                 advance(len(folds), n_fits)
-    return _summary(features, rows, grouping, folds, y_pred, head, params, cv, repeats, seed)
+    summary = _summary(features, rows, together, folds, y_pred, head, params, cv, repeats, seed)
+    return replace(summary, parted_duplicates=parted, duplicate_threshold=threshold)
 
 
 def _chosen(estimator: Head) -> str:
@@ -209,7 +234,7 @@ def _chosen(estimator: Head) -> str:
 def _summary(
     features: FeatureSet,
     rows: np.ndarray,
-    grouping: Grouping,
+    together: str,
     folds: Sequence[Fold],
     y_pred: np.ndarray,
     head: str,
@@ -239,7 +264,9 @@ def _summary(
         never_tested=int((y_pred[0] < 0).sum()),
         unlabelled=int((features.y < 0).sum()),
         failed=len(features.failed),
-        groups=grouping.source,
+        groups=together,
+        parted_duplicates=None,
+        duplicate_threshold=DEFAULT_THRESHOLD,
         paths=tuple(features.paths[row] for row in rows),
         classes=tuple(features.names),
         y_true=features.y[rows],

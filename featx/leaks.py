@@ -102,8 +102,8 @@ def find_leaks(
     leaks : Leaks
     leaked : (n,) bool, which of `rows` have a duplicate, exact or near.
     """
-    products = len(rows) * len(trained_rows) * trained.X.shape[1]
-    compared = threshold is not None or products <= _MOST_PRODUCTS
+    d = trained.X.shape[1]
+    compared = threshold is not None or can_compare_unasked(len(rows), len(trained_rows), d)
     threshold = DEFAULT_THRESHOLD if threshold is None else threshold
     found = nearest_duplicates(
         Images(held_out.X, held_out.sha256, rows),
@@ -126,3 +126,24 @@ def find_leaks(
     if not compared:
         return Leaks(pairs, threshold, 0, TOO_MANY), leaked
     return Leaks(pairs, threshold, len(trained_rows)), leaked
+
+
+def can_compare_unasked(n: int, n_others: int, d: int) -> bool:
+    """Whether n images are compared with others, d features each, without being told to."""
+    return n * n_others * d <= _MOST_PRODUCTS
+
+
+def count_parted(groups: np.ndarray, duplicates: np.ndarray) -> int:
+    """Images with a duplicate that is not in their group, so that a fold may part the two.
+
+    Parameters
+    ----------
+    groups : (n,) int64, what is kept together; -1 is alone.
+    duplicates : (n,) int64, groups of duplicates; -1 has none.
+    """
+    rows = np.flatnonzero(duplicates >= 0)
+    unit = np.where(groups >= 0, groups, groups.max(initial=-1) + 1 + np.arange(len(groups)))[rows]
+    of = duplicates[rows]
+    in_several = np.unique(np.stack([of, unit], axis=1), axis=0)[:, 0]
+    parted = np.flatnonzero(np.bincount(in_several) > 1)
+    return int(np.isin(of, parted).sum())

@@ -22,6 +22,7 @@ from featx.cross_validation import corrected_interval, cross_validate
 from featx.errors import InputError
 from featx.fitting import fit_head
 from featx.heads import LogisticHead
+from featx.heads.making import fit_on
 from featx.splits import cross_validation_folds
 
 FAST: dict[str, Any] = {"repeats": 2, "cv": 3, "device": "cpu"}
@@ -107,6 +108,72 @@ def test_images_of_one_group_are_in_one_fold(tmp_path: Path) -> None:
     for _, test in expected:  # 20 images in 10 groups of 6: no group in two folds
         inside = set(groups[test].tolist())
         assert not inside & set(np.delete(groups, test).tolist())
+
+
+def test_duplicates_that_folds_may_part_are_counted_and_can_be_kept_together(
+    tmp_path: Path,
+) -> None:
+    clean = cross_validate(write_cache(tmp_path / "clean.h5"), C=1.0, **FAST)
+    assert (clean.parted_duplicates, clean.duplicate_threshold) == (0, 0.75)
+    labels = np.arange(60) % 3
+    labels[59] = -1
+
+    def plant(features: np.ndarray, sha256: np.ndarray) -> None:
+        features[40], sha256[40] = features[1], sha256[1]
+        features[[42, 45]] = features[3] + 0.001
+        features[59] = features[5] + 0.001  # one of the two is in no fold
+
+    path = write_cache(tmp_path / "a.h5", labels=labels, plant=plant)
+    assert cross_validate(path, C=1.0, **FAST).parted_duplicates == 5
+    kept = cross_validate(path, C=1.0, group_duplicates=True, **FAST)
+    assert kept.parted_duplicates == 0
+    assert kept.groups == "none; duplicates of similarity 0.75 or more"
+    assert kept.to_dict()["parted_duplicates"] == 0
+    groups = featx.load(path).with_duplicates_grouped().groups[:59]
+    assert len(set(groups[[3, 42, 45]])) == 1
+    expected = cross_validation_folds(labels[:59], n_folds=3, groups=groups, seed=0)
+    assert [fold.report.n for fold in kept.folds[:3]] == [len(test) for _, test in expected]
+    code, _, stderr = run("evaluate", path, "--cv", "3", "--repeats", "1")
+    assert code == 0
+    assert "leaks: 5 of 59 images have a duplicate that the folds may part" in " ".join(
+        stderr.split()
+    )
+    code, _, stderr = run("evaluate", path, "--cv", "3", "--repeats", "1", "--group-duplicates")
+    assert code == 0
+    assert "leaks: 0 of 59 images" in " ".join(stderr.split())
+
+
+def test_duplicates_and_groups_are_kept_together_also_inside_the_fits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[np.ndarray] = []
+
+    def watched(estimator: Any, X: Any, y: Any, rows: Any, *, groups: np.ndarray) -> None:
+        seen.append(groups)
+        fit_on(estimator, X, y, rows, groups=groups)
+
+    monkeypatch.setattr("featx.cross_validation.fit_on", watched)
+    own = np.full(60, -1)
+    own[[3, 6]] = 9
+
+    def plant(features: np.ndarray, sha256: np.ndarray) -> None:
+        features[42] = features[3] + 0.001
+
+    path = write_cache(tmp_path / "a.h5", groups=own, plant=plant)
+    cross_validate(path, C=1.0, group_duplicates=True, **FAST)
+    assert seen[0][3] == seen[0][6] == seen[0][42] >= 0
+
+
+def test_too_many_images_are_looked_through_for_duplicates_only_where_it_is_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_cache(tmp_path / "a.h5")
+    monkeypatch.setattr("featx.leaks._MOST_PRODUCTS", 60 * 60 * 16 - 1)
+    assert cross_validate(path, C=1.0, **FAST).parted_duplicates is None
+    asked = cross_validate(path, C=1.0, duplicate_threshold=0.99, **FAST)
+    assert (asked.parted_duplicates, asked.duplicate_threshold) == (0, 0.99)
+    _, _, stderr = run("evaluate", path, "--cv", "3", "--repeats", "1")
+    assert "leaks: duplicates were not looked for" in stderr
 
 
 def test_the_interval_is_corrected_for_training_sets_that_share_images() -> None:

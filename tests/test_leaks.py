@@ -22,6 +22,7 @@ from featx.errors import InputError
 from featx.evaluation import evaluate
 from featx.fitting import fit_head
 from featx.heads import load_head, save_head
+from featx.leaks import count_parted
 from featx.report.tables import write_evaluation
 
 SPLIT = np.where(np.arange(60) % 5 == 0, 3, 1).astype(np.uint8)  # 0, 5, 10, … are tested
@@ -376,3 +377,11 @@ def test_caches_of_the_same_images_in_other_features_are_not_compared(tmp_path: 
     leaks = evaluate(other, head).leaks
     assert leaks is not None
     assert leaks.compared_with == 0
+
+
+def test_images_are_parted_from_duplicates_outside_their_group() -> None:
+    groups = np.array([-1, -1, 4, 4, -1, 4, 7])
+    assert count_parted(groups, np.array([0, 0, -1, -1, -1, -1, -1])) == 2
+    assert count_parted(groups, np.array([-1, -1, 0, 0, -1, 0, -1])) == 0
+    assert count_parted(groups, np.array([-1, -1, 0, 0, -1, 0, 0])) == 4
+    assert count_parted(groups, np.full(7, -1)) == 0

@@ -94,9 +94,25 @@ def _print(found: CrossValidation) -> None:
         told = ", ".join(f"{choice} ({count})" for choice, count in shown)
         tell(f"chosen inside the fits: {told}{f', and {rest} others' if rest else ''}")
     tell(f"kept together: {found.groups}. Images of any split the folder has are used alike")
+    tell(_leaks(found))
     if found.never_tested:
         tell(f"never tested: {found.never_tested:,} images, the only ones of their class or group")
     if found.unlabelled:
         tell(f"left out: {found.unlabelled:,} images without a label")
     if found.failed:
         tell(f"left out: {found.failed:,} images that could not be used")
+
+
+def _leaks(found: CrossValidation) -> str:
+    """How many images have a duplicate that may be trained on while they are tested."""
+    if found.parted_duplicates is None:
+        return (
+            "leaks: duplicates were not looked for: there are too many images to compare unasked "
+            "(--duplicate-threshold asks)"
+        )
+    told = (
+        f"leaks: {found.parted_duplicates:,} of {found.n:,} images have a duplicate that the folds "
+        f"may part from them (similarity {found.duplicate_threshold:g})"
+    )
+    keep = "; --group-duplicates keeps duplicates in one fold"
+    return told + (keep if found.parted_duplicates else "")

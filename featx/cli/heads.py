@@ -419,6 +419,9 @@ def evaluate(
             "image folder, TABLE.csv:COLUMN, or a regular expression with one (pair)."
         ),
     ] = None,
+    group_duplicates: Annotated[
+        bool, typer.Option("--group-duplicates", help="--cv: keep duplicates in one fold.")
+    ] = False,
     head_kind: Annotated[
         str | None, typer.Option("--head", help="--cv: kind of head where no HEAD is named.")
     ] = None,
@@ -440,14 +443,18 @@ def evaluate(
             cv=cv,
             repeats=repeats,
             group=group,
+            group_duplicates=group_duplicates,
+            duplicate_threshold=duplicate_threshold,
             device=device,
             seed=seed,
             cache_dir=cache_dir,
             json_output=json_output,
         )
         return
-    if group is not None or head_kind is not None:
-        raise InputError("--group and --head of evaluate go with --cv; fit-head has them too")
+    if group is not None or head_kind is not None or group_duplicates:
+        raise InputError(
+            "--group, --group-duplicates and --head of evaluate go with --cv; fit-head has them too"
+        )
     if on not in ("held-out", "all"):
         raise InputError(f"--on must be held-out or all, got {on!r}")
     evaluation = run(
