@@ -66,7 +66,8 @@ def test_ctrl_c_in_the_middle_of_an_import_ends_the_program(
         run.send_signal(signal.SIGINT)
         _, told = run.communicate(timeout=120)
     assert run.returncode == 130, told
-    assert told == "featx: interrupted\n"
+    # PyTorch is imported after the images were listed
+    assert [line for line in told.splitlines() if "images in" not in line] == ["featx: interrupted"]
     assert not out.parent.exists()
 
 
