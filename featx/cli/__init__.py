@@ -14,7 +14,18 @@ from typing import Annotated
 import typer
 
 from featx import __version__
-from featx.cli import audit, bench, compare, demo, extract, heads, inspect, interchange, predict
+from featx.cli import (
+    audit,
+    bench,
+    compare,
+    demo,
+    evaluate,
+    extract,
+    fit_head,
+    inspect,
+    interchange,
+    predict,
+)
 
 app = typer.Typer(
     name="featx",
@@ -29,8 +40,10 @@ app = typer.Typer(
 
 app.command("demo", short_help="The whole pipeline on sample images it draws.")(demo.demo)
 app.command("extract", short_help="Features of a folder of images, into a cache.")(extract.extract)
-app.command("fit-head", short_help="A classifier on cached features.")(heads.fit_head)
-app.command("evaluate", short_help="Figures on held-out images or another cache.")(heads.evaluate)
+app.command("fit-head", short_help="A classifier on cached features.")(fit_head.fit_head)
+app.command("evaluate", short_help="Figures on held-out images or another cache.")(
+    evaluate.evaluate
+)
 app.command("compare", short_help="Heads and backbones side by side.")(compare.compare)
 app.command("audit", short_help="Doubtful labels, duplicates and outliers.")(audit.audit)
 app.command("predict", short_help="Classes and probabilities of images.")(predict.predict)
