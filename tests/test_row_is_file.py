@@ -11,8 +11,8 @@ import io
 import itertools
 import os
 import tempfile
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -96,6 +96,7 @@ class ColourPipeline:
     device: Device
     precision: str = "fp32"
     threads: int = 1
+    versions: Mapping[str, str] = field(default_factory=dict)
 
     def run(self, files: Any, sink: Any, **keywords: Any) -> StageTimes:
         return run(files, self.loader, engine=self.engine, sink=sink, **keywords)

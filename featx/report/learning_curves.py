@@ -62,7 +62,7 @@ def learning_curve_png(path: str | os.PathLike[str], curve: LearningCurve) -> tu
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(colors=MUTED, labelsize=8)
-    axes.legend(frameon=False, prop=fonts.properties(9.0), loc="lower right")
+    figure.legend(frameon=False, prop=fonts.properties(9.0), loc="outside lower center", ncols=4)
     save_png(figure, Path(path))
     return (fonts.warning,) if fonts.warning else ()
 
