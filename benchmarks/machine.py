@@ -20,6 +20,8 @@ _PACKAGES: Final = (
     "torch",
     "torchvision",
     "numpy",
+    "scipy",
+    "scikit-learn",
     "h5py",
     "isal",
     "pillow",

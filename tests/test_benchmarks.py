@@ -173,3 +173,46 @@ def test_differences_are_relative_to_the_largest_feature_of_each_row() -> None:
     assert compare("b", b, a, 1e-2).largest == pytest.approx(0.01)
     assert not compare("b", replace(b, features=a.features * np.nan), a, 1e-2).ok
     assert not compare("b", replace(b, paths=("b", "a")), a, 1e-2).ok
+
+
+def test_heads_are_compared_at_equal_objective(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from benchmarks import heads
+
+    words = ["--scale", "0.01", "--repeats", "2", "--cs", "1.0", "--parts", "logistic", "--out"]
+    heads.main([*words, str(tmp_path / "told.json")])
+    row = json.loads((tmp_path / "told.json").read_text())["parts"]["logistic"]["rows"][0]
+    assert row["reference_within"] < heads.GAP / 10
+    assert {gap < heads.GAP for _, gap in row["tolerance_and_gap"].values()} == {True}
+    assert len(row["seconds"]["featx"]) == len(row["seconds"]["scikit-learn"]) == 2
+    assert " x  (featx " in capsys.readouterr().out
+    # Whoever does not come near the minimum gets no times.
+    monkeypatch.setattr(heads, "theirs", lambda data, C, dtype=None: lambda tol: (
+        np.zeros((data.k, data.X.shape[1])), np.zeros(data.k)))  # fmt: skip
+    heads.main([*words, str(tmp_path / "told.json")])
+    row = json.loads((tmp_path / "told.json").read_text())["parts"]["logistic"]["rows"][0]
+    assert "seconds" not in row
+    assert "left out: the objectives are not equal" in capsys.readouterr().out
+
+
+def test_the_judged_objective_is_scikit_learns() -> None:
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.preprocessing import StandardScaler
+
+    from benchmarks.features import draw_features, judge
+
+    X, y = draw_features(120, 10, 3)
+    scaler = StandardScaler().fit(X.astype(np.float64))
+    model = LogisticRegression(C=0.1, tol=1e-10, max_iter=10_000).fit(
+        scaler.transform(X.astype(np.float64)), y
+    )
+    found = scaler.mean_, scaler.scale_, model.coef_, model.intercept_
+    best = judge(X, y, *found, 0.1)
+    assert best.gradient_norm < 1e-7
+    assert best.bound < 1e-10
+    p = model.predict_proba(scaler.transform(X.astype(np.float64)))[np.arange(120), y]
+    assert best.objective == pytest.approx(-np.log(p).mean() + (model.coef_**2).sum() / 24)
+    assert best.accuracy == model.score(scaler.transform(X.astype(np.float64)), y)
+    moved = judge(X, y, *found[:2], model.coef_ * 1.1, model.intercept_, 0.1)
+    assert best.objective < moved.objective < best.objective + moved.bound
