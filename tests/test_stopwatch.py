@@ -166,7 +166,7 @@ def test_the_whole_ends_although_rows_are_left(
     from featx.pipeline import Pipeline
 
     loader, engine = Loader(PLAIN), ColourEngine(2)
-    pipeline = Pipeline(None, None, engine, loader, None, "fp32", 1)  # type: ignore[arg-type]
+    pipeline = Pipeline(None, None, engine, loader, None, "fp32", 1, {})  # type: ignore[arg-type]
     decoded = Decoded(files[1:3], (), (), 1.0, 0.0)
     rate = stopwatch.end_to_end(
         pipeline, decoded, tmp_path / "made", workers=1, seconds=0.1, slowest=1e5
