@@ -22,6 +22,7 @@ from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from featx.devices import resolve_device, torch_threads
 from featx.errors import InputError
+from featx.heads.row_view import RowView, part_of
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
@@ -34,9 +35,9 @@ _SMALL_WORK = 50_000_000  # multiply-adds below which threads cost more than the
 class TrainingRows(NamedTuple):
     """Validated arguments of `fit`; labels are numbers into `classes_`."""
 
-    X: npt.NDArray[Any]  # (n, d) as given, perhaps a memory map
+    X: Any  # (n, d) as given, perhaps a memory map or a RowView
     y: IntArray  # (n,)
-    X_val: npt.NDArray[Any] | None  # (m, d)
+    X_val: Any  # (m, d), None where there are none
     y_val: IntArray | None  # (m,)
 
 
@@ -129,20 +130,37 @@ class Head(ClassifierMixin, BaseEstimator, ABC):
     def _validate_fit(self, X: Any, y: Any, X_val: Any, y_val: Any) -> TrainingRows:
         """Check the parameters and the rows, set `classes_`, and number the labels."""
         self._check_params()
-        X, y = validate_data(self, X, y, dtype=FLOAT_TYPES)
+        X, y = self._checked(X, y)
         numbers = self._number_labels(y)
         if (X_val is None) != (y_val is None):
             raise InputError("X_val and y_val go together: one was given without the other")
         if X_val is None:
             return TrainingRows(X, numbers, None, None)
-        X_val = validate_data(self, X_val, reset=False, dtype=FLOAT_TYPES)
+        X_val, _ = self._checked(X_val, None)
         y_val = column_or_1d(y_val)
         if len(y_val) != len(X_val):
             raise InputError(f"X_val has {len(X_val)} rows, y_val {len(y_val)} labels")
         known = self._known(y_val)
         if not known.all():
-            X_val, y_val = X_val[known], y_val[known]
+            X_val, y_val = part_of(X_val, known), y_val[known]
         return TrainingRows(X, numbers, X_val, np.searchsorted(self.classes_, y_val))
+
+    def _checked(self, X: Any, y: Any) -> tuple[Any, Any]:
+        """Rows and labels as scikit-learn checks them; without `y` more rows of the same features.
+
+        A `RowView` is checked block by block and stays one.
+        """
+        if not isinstance(X, RowView):
+            if y is None:
+                return validate_data(self, X, reset=False, dtype=FLOAT_TYPES), None
+            return validate_data(self, X, y, dtype=FLOAT_TYPES)
+        if y is not None:
+            self.n_features_in_, y = X.shape[1], column_or_1d(y)
+        assert X.shape[1] == self.n_features_in_, X.shape
+        assert y is None or len(y) == len(X), f"{len(X)} rows, {len(y)} labels"
+        if not X.is_finite():
+            raise InputError("features hold values that are NaN or infinite")
+        return X, y
 
     def _number_labels(self, y: npt.NDArray[Any]) -> IntArray:
         """Set `classes_` from the training labels, and number these."""

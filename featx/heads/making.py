@@ -12,6 +12,7 @@ from featx.errors import InputError
 from featx.heads.base import Head
 from featx.heads.contents import HEADS
 from featx.heads.network import NetworkHead
+from featx.heads.row_view import RowView
 
 
 def make_head(kind: str, params: Mapping[str, Any], *, device: str, seed: int) -> Head:
@@ -50,7 +51,7 @@ def fit_on(
     val_rows: npt.NDArray[np.int64] | None = None,
     groups: npt.NDArray[np.int64] | None = None,
 ) -> Head:
-    """Fit on some rows of features, which are copied only where a head needs them all at once.
+    """Fit on some rows of features, which are read as they are needed and never copied whole.
 
     Parameters
     ----------
@@ -66,6 +67,6 @@ def fit_on(
     has_val = val_rows is not None and len(val_rows) > 0
     if isinstance(estimator, NetworkHead):  # reads the rows of the memory map as it needs them
         return estimator.fit(X, y, rows=rows, val_rows=val_rows if has_val else None, **keywords)
-    if has_val:
-        keywords |= {"X_val": X[val_rows], "y_val": y[val_rows]}
-    return estimator.fit(X[rows], y[rows], **keywords)
+    if val_rows is not None and has_val:
+        keywords |= {"X_val": RowView(X, val_rows), "y_val": y[val_rows]}
+    return estimator.fit(RowView(X, rows), y[rows], **keywords)

@@ -27,6 +27,7 @@ from featx.heads.base import (
     learn_standardisation,
     require,
 )
+from featx.heads.row_view import part_of
 from featx.heads.spectrum import Covariance, Gram, Scores, Spectrum, weighted_mean
 from featx.heads.temperature import fit_temperature
 from featx.splits import cross_validation_folds, leave_out_units
@@ -243,7 +244,7 @@ class RidgeHead(Head):
                 else (np.zeros(d), np.ones(d))
             )
             fold = self._spectrum(rows, weight, train, mean, scale)
-            yield from _score_others(fold, rows.X[val], rows.y[val], alphas)
+            yield from _score_others(fold, part_of(rows.X, val), rows.y[val], alphas)
 
     def _choose(self, grid: list[float], tests: Callable[[Sequence[float]], _Tests]) -> None:
         """Take the most accurate alpha over all tested rows."""
