@@ -348,6 +348,14 @@ def test_c_is_chosen_by_cross_validation_with_each_fold_standardised_on_its_own(
     check_choice(head, X, y, cross_validation_folds(y, n_folds=4, seed=3))
 
 
+def test_the_losses_that_choose_c_are_those_of_converged_fits():
+    X, y = deep_features(200, 80, 5, noise=0.7)
+    rows, cs = {"X_val": X[100:], "y_val": y[100:]}, (1.0, 10.0, 100.0)
+    head = LogisticHead(cs=cs).fit(X[:100], y[:100], **rows)
+    tight = [log_loss(y[100:], theirs(X[:100], y[:100], C).predict_proba(X[100:])) for C in cs]
+    assert head.cv_results_["log_loss"] == pytest.approx(tight, rel=0.01)
+
+
 def test_c_is_chosen_on_validation_rows_where_there_are_some():
     X, y = deep_features(160, 12, 3, noise=2)
     head = LogisticHead(cs=(0.001, 0.1, 10.0)).fit(X[:100], y[:100], X_val=X[100:], y_val=y[100:])

@@ -43,8 +43,9 @@ DINOV2_C_GRID: Final = tuple(10.0 ** (-6 + 0.25 * i) for i in range(45))
 
 _GRIDS: Final[Mapping[str, tuple[float, ...]]] = {"default": C_GRID, "dinov2": DINOV2_C_GRID}
 
-# Fits that only choose C stop at scikit-learn's default tolerance; the head itself goes to `tol`.
-_CHOICE_TOL: Final = 1e-4
+# Fits that only choose C. At 1e-4, scikit-learn's default, the log-loss of validation rows is off
+# by half at weak penalties, and at 1e-5 by a hundredth, of 539 photographs of birds.
+_CHOICE_TOL: Final = 1e-5
 _EPS: Final = np.finfo(np.float64).eps
 
 
@@ -92,7 +93,7 @@ class LogisticHead(Head):
         L-BFGS iterations for each C.
     tol : float
         Euclidean norm of the gradient, of the objective divided by ``C * sum_i w_i`` (the mean
-        loss plus the penalty), at which the fit has converged. Fits that only choose C use 1e-4
+        loss plus the penalty), at which the fit has converged. Fits that only choose C use 1e-5
         where `tol` is below.
     class_weight : None, "balanced" or dict {label: weight}
         As in scikit-learn.
