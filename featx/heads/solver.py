@@ -38,6 +38,7 @@ _MAX_TRIALS: Final = 30  # steps tried along a direction
 _PATIENCE: Final = 30  # iterations that lower neither objective nor gradient, then it ends
 _MAX_ANCHORS: Final = 5
 _GPU_SHARE: Final = 0.4  # of a GPU's free memory, for problems side by side
+_CURVATURE_EVERY: Final = 5  # iterations
 _SMALLEST_CURVATURE: Final = 1e-8
 
 
@@ -71,7 +72,9 @@ class _Batch:
     logits: Tensor  # (B, k, n)
     loss: Tensor  # (B,)
     residual: Tensor  # (B, k, n), the loss's derivatives by the logits
+    spare: Tensor  # (B, k, n), written by the next step: memory anew each time costs much
     gradient: Tensor  # (p, B, k, m + 1)
+    curvature: Tensor  # (B,), see Space.precondition; from time to time
     stuck: Tensor  # (B,) bool: no step along the preconditioned gradient goes down
     best: Tensor  # (B,) the smallest norm of the gradient so far
     lower: Tensor  # (B,) bool: the last step has lowered the objective
@@ -82,7 +85,9 @@ class _Batch:
     def keep(self, which: Tensor) -> None:
         """Only the problems that are still to be solved."""
         self.which = [self.which[i] for i in which.tolist()]
-        for name in ("penalty", "logits", "loss", "residual", "stuck", "best", "lower", "waited"):
+        for name in ("penalty", "logits", "loss", "residual", "spare", "curvature"):
+            setattr(self, name, getattr(self, name)[which])
+        for name in ("stuck", "best", "lower", "waited"):
             setattr(self, name, getattr(self, name)[which])
         self.x, self.gradient = self.x[:, which], self.gradient[:, which]
         self.pairs = [(s[:, which], y[:, which], rho[which]) for s, y, rho in self.pairs]
@@ -186,6 +191,8 @@ class Problem:
                 if ended.all():
                     break
                 batch.keep((~ended).nonzero()[:, 0])
+            if n_iter % _CURVATURE_EVERY == 0:
+                batch.curvature = self._curvature(batch.residual)
             self._iterate(batch, anchor)
         return [done[i] for i in range(len(Cs))]
 
@@ -209,7 +216,9 @@ class Problem:
             logits=logits,
             loss=loss,
             residual=residual,
+            spare=torch.empty_like(residual),
             gradient=gradient,
+            curvature=penalty,
             stuck=stuck,
             best=torch.full_like(penalty, torch.inf),
             lower=stuck,
@@ -221,11 +230,12 @@ class Problem:
         """One step of every problem."""
         z = self._direction(batch)
         slope = inner(batch.gradient, z)
-        logits_z = self.space.logits(z)  # (B, k, n)
+        logits_z = self.space.logits(z).double()  # (B, k, n)
         t, loss, residual, gain, failed = self._search(batch, z, logits_z, slope)
         batch.x += t[:, None, None] * z
-        batch.logits += t[:, None, None] * logits_z
-        batch.loss, batch.residual, batch.lower = loss, residual, gain
+        batch.logits.addcmul_(logits_z, t[:, None, None])
+        batch.loss, batch.lower = loss, gain
+        batch.residual, batch.spare = residual, batch.residual
         gradient = self._gradient(residual, batch.x, batch.penalty, anchor)
         s = t[:, None, None].to(z.dtype) * z
         y = (gradient - batch.gradient).to(z.dtype)
@@ -246,16 +256,19 @@ class Problem:
             gradient[..., -1] = 0
         return gradient
 
+    def _curvature(self, residual: Tensor) -> Tensor:
+        """Mean p (1 - p) of each problem over rows and classes: (B,)."""
+        p = residual.abs() / self.share.clamp(min=torch.finfo(residual.dtype).tiny)  # or 1 - p
+        return ((p - p * p) * self.share).sum(dim=(1, 2)).div(self.k).clamp(min=_SMALLEST_CURVATURE)
+
     def _direction(self, batch: _Batch) -> Tensor:
         """Minus nearly the inverse Hessian times the gradient: L-BFGS's two loops."""
         q = batch.gradient.to(self.space.dtype)
-        size = batch.residual.abs()  # p or 1 - p, times the share
-        curvature = (size - size.square() / self.share.clamp(min=1e-300)).sum(dim=-1).mean(dim=-1)
-        scales = curvature.clamp(min=_SMALLEST_CURVATURE).to(q.dtype), batch.penalty.to(q.dtype)
+        scales = batch.curvature.to(q.dtype), batch.penalty.to(q.dtype)
         shares = []
         for s, y, rho in reversed(batch.pairs):
             share = rho * inner(q, s)
-            q = q - share[:, None, None] * y
+            q = torch.addcmul(q, y, share[:, None, None], value=-1)
             shares.append(share)
         z = self.space.precondition(q, *scales)
         if batch.pairs:  # scaled to the newest correction
@@ -263,7 +276,7 @@ class Problem:
             size = rho * inner(y, self.space.precondition(y, *scales))
             z = z * torch.where(size > 0, 1 / size, 1)[:, None, None]
         for (s, y, rho), share in zip(batch.pairs, reversed(shares), strict=True):
-            z = z + (share - rho * inner(z, y))[:, None, None] * s
+            z = torch.addcmul(z, s, (share - rho * inner(z, y))[:, None, None])
         return -z
 
     def _search(
@@ -279,9 +292,9 @@ class Problem:
         xx, zz = (
             half * u[0, ..., :-1].mul(u[-1, ..., :-1]).sum(dim=(-2, -1)) for u in (batch.x, z)
         )
-        along_0 = (batch.residual * logits_z).sum(dim=(1, 2))
+        along_0 = torch.linalg.vecdot(batch.residual.flatten(1), logits_z.flatten(1))
         value = batch.loss + xx
-        residual = torch.empty_like(batch.residual)
+        residual = batch.spare
         t, low = torch.ones_like(slope), torch.zeros_like(slope)
         high, slope_low, slope_high = low + torch.inf, slope, low
         for _ in range(_MAX_TRIALS):
@@ -312,16 +325,18 @@ class Problem:
         """Loss and its slope (B,) at ``logits + t * logits_z``; writes the residual (B, k, n)."""
         B, k, n = logits.shape
         width = max(1, _CHUNK_BYTES[self.device.partition(":")[0]] // (8 * B * k))
-        loss, slope = torch.zeros_like(t), torch.zeros_like(t)
+        loss = torch.zeros_like(t)
         for first in range(0, n, width):
             part = slice(first, first + width)
-            p = logits[..., part]  # (B, k, c)
-            p = p.clone() if logits_z is None else p + t[:, None, None] * logits_z[..., part]
+            p = residual[..., part]  # (B, k, c), in place
+            if logits_z is None:
+                p.copy_(logits[..., part])
+            else:
+                torch.addcmul(logits[..., part], logits_z[..., part], t[:, None, None], out=p)
             loss += _to_residual(p, self.y[part], self.share[part])
-            residual[..., part] = p
-            if logits_z is not None:
-                slope += (p * logits_z[..., part]).sum(dim=(1, 2))
-        return loss, slope
+        if logits_z is None:
+            return loss, torch.zeros_like(t)
+        return loss, torch.linalg.vecdot(residual.flatten(1), logits_z.flatten(1))
 
     def _measure(self, solution: Solution, C: float) -> tuple[Anchor, Tensor, Tensor]:
         """The gradient at a solution in float64 on the features, and the weights (k, d), (k,)."""
@@ -348,7 +363,6 @@ def _to_residual(logits: Tensor, y: Tensor, share: Tensor) -> Tensor:
     of_label = logits.gather(1, label)
     total = logits.exp_().sum(dim=1, keepdim=True)
     loss = ((total.log() - of_label) * share).sum(dim=(1, 2))
-    logits /= total  # the probabilities
-    logits.scatter_add_(1, label, torch.full_like(of_label, -1))
-    logits *= share
+    logits *= share / total  # the probabilities, times the shares
+    logits.scatter_add_(1, label, -share.expand_as(of_label))
     return loss

@@ -22,10 +22,10 @@ from torch import Tensor
 from featx.heads.standardised import FeatureRows, WorkingRows, gram
 
 # Up to this size all eigenvectors are taken; of larger matrices the leading ones, by subspace
-# iteration. The other axes differ so much less that L-BFGS copes with them: taking 64 or 256
-# changes the number of iterations by a tenth.
-_MAX_EXACT: Final = 512
-_N_LEADING: Final = 96
+# iteration. The other axes differ so much less that L-BFGS copes with them: taking 32 or all
+# changes the number of iterations by a tenth, either way.
+_MAX_EXACT: Final = 128
+_N_LEADING: Final = 32
 _N_EXTRA: Final = 32
 _N_PASSES: Final = 3
 _MAX_COVARIANCE: Final = 4096  # features; with more, (d, d) is never formed
