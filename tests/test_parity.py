@@ -12,6 +12,7 @@ from PIL import Image
 from torchvision import models
 
 import featx
+from featx.heads import HEADS
 
 # One network of each kind of preprocessing: 256/224 bilinear, 342/299 with `transform_input`,
 # a bicubic preset, and 232/224; small members, since random weights say as much as trained ones.
@@ -121,7 +122,7 @@ def test_real_photographs_are_classified_as_well_as_published(
     report = featx.evaluate(features.path, fit.path).report
     assert report.accuracy.value >= least
     assert report.accuracy.low > report.baseline.accuracy.value
-    for head in ("ridge", "knn", "centroid"):
+    for head in HEADS:
         other = featx.evaluate(features.path, featx.fit_head(features.path, head=head).path).report
         assert other.accuracy.value >= 0.9, head
         assert other.accuracy.low > other.baseline.accuracy.high, head
