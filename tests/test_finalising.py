@@ -47,6 +47,15 @@ def test_the_chosen_settings_are_fitted_on_every_labelled_image(tmp_path: Path, 
     assert final.file.metadata["final"]["choice"] == fit.file.metadata["fit"]["choice"]
 
 
+def test_a_cosine_schedule_is_run_to_its_end(tmp_path: Path) -> None:
+    path = write_cache(tmp_path / "a.h5", spread=2.0)
+    for schedule, expected in (("cosine", 12), ("constant", None)):
+        fit = fit_head(path, head="linear", schedule=schedule, epochs=12, device="cpu")
+        final = fit_final(fit.path, device="cpu")
+        assert final.file.head.epochs == (expected or fit.file.head.best_epoch_)
+        assert len(final.file.head.history_) == final.file.head.epochs
+
+
 def test_the_report_of_the_measured_head_is_kept(tmp_path: Path) -> None:
     path = write_cache(tmp_path / "a.h5", n=200, spread=2.5)
     fit = fit_head(path)

@@ -154,7 +154,10 @@ class LinearHead(NetworkHead):
         return tuple(float(lr) for lr in np.atleast_1d(self.lr))
 
     def _candidate(self) -> tuple[str, dict[str, Any]]:
-        return f"lr {self.lr_:g}, " if len(self.lr_results_) > 1 else "", {"lr": self.lr_}
+        params: dict[str, Any] = {"lr": self.lr_}
+        if self.schedule == "cosine":  # fewer epochs would be another schedule
+            params["epochs"] = self.epochs
+        return f"lr {self.lr_:g}, " if len(self.lr_results_) > 1 else "", params
 
     def _record(self, trained: Trained) -> None:
         self.lr_ = trained.best.lr

@@ -129,7 +129,8 @@ class NetworkHead(Head):
             on = "nothing: the last epoch is kept"
         accuracy = self.history_[self.best_epoch_ - 1]["val_accuracy"]
         name, params = self._candidate()
-        params |= {"epochs": self.best_epoch_, "patience": None, "validation_fraction": 0.0}
+        alone = {"epochs": self.best_epoch_, "patience": None, "validation_fraction": 0.0}
+        params = alone | params
         return Choice(f"{name}epoch {self.best_epoch_}", on, accuracy, params)
 
     @abstractmethod
