@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
@@ -92,12 +93,19 @@ def test_an_interrupt_is_raised_but_never_in_an_import(
     assert capfd.readouterr().err == "featx: interrupted\n"
 
 
+def interrupted() -> None:
+    """Ctrl-C, and time for it: beside other threads Python may notice it a moment later."""
+    signal.raise_signal(signal.SIGINT)
+    for _ in range(6_000):
+        time.sleep(0.01)
+
+
 @pytest.mark.usefixtures("_python_s_own")
 def test_a_command_may_clean_up_and_nothing_else() -> None:
     interrupts.hear()
     assert signal.getsignal(signal.SIGINT) is interrupts.end
     with pytest.raises(KeyboardInterrupt), interrupts.cleaning_up():
-        signal.raise_signal(signal.SIGINT)
+        interrupted()
     seen = []
     command(lambda: seen.append(signal.getsignal(signal.SIGINT)))()
     assert seen == [interrupts.interrupt]
