@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from featx.cli.output import out, print_json, progress, table, tell
+from featx.cli.output import out, print_json, progress_of_fits, table, tell
 from featx.errors import InputError
 
 if TYPE_CHECKING:
@@ -44,16 +44,7 @@ def cross_validation(
             raise InputError("--head names a kind of head and HEAD has one already: give one")
         settings = load_recorded(head).metadata.get("settings", {})
         kind, params = settings.get("head"), settings.get("params", {})
-    with progress("cross-validation", "fits") as bar:
-        started = False
-
-        def advance(done: int, total: int) -> None:
-            nonlocal started
-            if not started:
-                bar.start(total)
-                started = True
-            bar.advance(1)
-
+    with progress_of_fits("cross-validation") as advance:
         found = cross_validate(
             cache,
             head=kind or "logistic",

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from featx.cli.options import numbers
-from featx.cli.output import out, print_json, progress, table, tell
+from featx.cli.output import out, print_json, progress_of_fits, table, tell
 
 if TYPE_CHECKING:
     from featx.few_shot import LearningCurve
@@ -19,16 +19,7 @@ def few_shot(
     from featx.few_shot import learning_curve
 
     wanted = numbers(shots, "shots") or ()
-    with progress("few-shot heads", "fits") as bar:
-        started = False
-
-        def advance(done: int, total: int) -> None:
-            nonlocal started
-            if not started:
-                bar.start(total)
-                started = True
-            bar.advance(1)
-
+    with progress_of_fits("few-shot heads") as advance:
         curve = learning_curve(
             cache,
             shots=[int(shot) if shot == int(shot) else shot for shot in wanted],  # type: ignore[misc]

@@ -194,3 +194,19 @@ def progress(doing: str, of: str = "images") -> Iterator[_Lines | _Bar]:
         transient=True,
     ) as bar:
         yield _Bar(doing, bar)
+
+
+@contextmanager
+def progress_of_fits(doing: str) -> Iterator[Callable[[int, int], None]]:
+    """What to call after each fit, with the number of fits done and of all."""
+    with progress(doing, "fits") as shown:
+        started = False
+
+        def advance(done: int, total: int) -> None:
+            nonlocal started
+            if not started:
+                shown.start(total)
+                started = True
+            shown.advance(1)
+
+        yield advance
