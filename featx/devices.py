@@ -17,7 +17,14 @@ PRECISIONS: Final[tuple[str, ...]] = get_args(Precision)
 # Fixed batch shapes, so that the same command gives the same bits. 16 keeps a CPU busy and the
 # activations of a 224-pixel network under 2 GB; 128 fills a current GPU without exhausting 8 GB.
 _BATCH_SIZE: Final = {"cpu": 16, "mps": 32, "cuda": 128}
-_DEVICE_FILES: Final = ("/dev/nvidiactl", "/dev/nvidia-uvm", "/dev/nvidia0", "/dev/kfd", "/dev/dxg")
+_DEVICE_FILES: Final = (
+    "/dev/nvidiactl",
+    "/dev/nvidia-uvm",
+    "/dev/nvidia0",
+    "/dev/nvmap",  # Jetson
+    "/dev/kfd",  # AMD
+    "/dev/dxg",  # in Windows' subsystem
+)
 
 
 @dataclass(frozen=True)
@@ -98,8 +105,7 @@ def resolve_device(device: str = "auto") -> Device:
 def _may_have_accelerator() -> bool:
     """Whether PyTorch could find a GPU; importing it to ask takes seconds.
 
-    On Linux a GPU that programs can use is a device file: NVIDIA's, AMD's, or that of Windows'
-    subsystem.
+    On Linux a GPU that programs can use is a device file.
     """
     if sys.platform != "linux":
         return True
