@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from featx.crossfit import out_of_fold
+from featx.heads.row_view import RowView
 from featx.metrics import score
 from featx.splits import Split
 from featx.temperature import at_temperature, fit_temperature, temperature_interval
@@ -53,7 +54,8 @@ def fit_calibration(
         words = f"{len(rows):,} val images"
     else:
         rows = split.train
-        logits, has_one = out_of_fold(estimator, X[rows], y[rows], groups=groups[rows], seed=seed)
+        view = RowView(X, rows)
+        logits, has_one = out_of_fold(estimator, view, y[rows], groups=groups[rows], seed=seed)
         rows, logits = rows[has_one], logits[has_one]
         words = f"{len(rows):,} out-of-fold training images"
     labels = np.searchsorted(classes, y[rows])

@@ -9,12 +9,13 @@ import numpy.typing as npt
 from sklearn.base import clone
 
 from featx.heads.base import Head
+from featx.heads.row_view import part_of
 from featx.splits import cross_validation_folds
 
 
 def out_of_fold(
     estimator: Any,
-    X: npt.NDArray[Any],
+    X: Any,
     y: npt.NDArray[Any],
     *,
     groups: npt.NDArray[np.int64] | None = None,
@@ -30,7 +31,7 @@ def out_of_fold(
     ----------
     estimator : classifier
         Fitted on all of X, y; it is not changed.
-    X : (n, d) float
+    X : (n, d) float, or a `featx.heads.row_view.RowView` for a head
     y : (n,) labels
         Among `estimator.classes_`.
     groups : (n,) int, optional
@@ -65,7 +66,7 @@ def out_of_fold(
         keywords: dict[str, Any] = {}
         if groups is not None and (groups >= 0).any():
             keywords["groups"] = groups[train]
-        fitted.fit(X[train], y[train], **keywords)
+        fitted.fit(part_of(X, train), y[train], **keywords)
         columns = np.searchsorted(classes, fitted.classes_)
         found[val] = -np.inf
         with np.errstate(divide="ignore"):  # log 0 is -inf

@@ -118,6 +118,25 @@ class FeatureSet:
             path=self.path,
         )
 
+    def with_images(self, sha256: np.ndarray, *, without: np.ndarray | None = None) -> FeatureSet:
+        """The same set with only the images of these hashes, as of a part of a head's split.
+
+        Parameters
+        ----------
+        sha256 : (m, 32) uint8, as `featx.heads.HeadFile.split` has them.
+        without : (k, 32) uint8; images of these are left out all the same.
+
+        Examples
+        --------
+        >>> head = load_head("cache/birds.logistic.safetensors")  # doctest: +SKIP
+        >>> load("cache/birds.h5").with_images(head.split["held_out"])  # doctest: +SKIP
+        """
+        known = {row.tobytes() for row in sha256}
+        known -= {row.tobytes() for row in without} if without is not None else set()
+        return self.take(
+            np.flatnonzero([row.tobytes() in known for row in self.sha256]).astype(np.int64)
+        )
+
     def with_groups(self, groups: np.ndarray) -> FeatureSet:
         """The same set with other groups, (n,) int64, -1 for none."""
         return self if groups is self.groups else replace(self, groups=groups)
@@ -241,6 +260,8 @@ def load(
     split : only these rows: ``train`` and ``val`` are exactly the rows that `fit-head` fits and
         chooses on, ``held-out`` those it never sees. Where the folder has no split of its own
         that is the stratified one of `seed`; where it has, ``test`` and ``val`` are its folders.
+        A head that was fitted with another seed, fraction or groups has its own split in its file:
+        see `FeatureSet.with_images`.
     seed, test_fraction : of that stratified split; `fit-head` has the same defaults.
     group_duplicates, duplicate_threshold : put duplicates into one group first, as `fit-head` does
         when it is asked to.

@@ -73,6 +73,10 @@ def fit_final(
     evaluation = evaluate(head=file.path, bootstrap=bootstrap)
     features = load_intact(evaluation.cache)
     grouping = group_images(features, settings.get("group"))
+    features, kept_together = features.with_groups(grouping.groups), grouping.source
+    if "group_duplicates" in settings:
+        features = features.with_duplicates_grouped(settings["group_duplicates"])
+        kept_together += f"; duplicates of similarity {settings['group_duplicates']:g} or more"
     params = {
         name: value
         for name, value in file.head.get_params().items()
@@ -83,7 +87,7 @@ def fit_final(
         file.kind, params, device=resolve_device(device).name, seed=settings["seed"]
     )
     rows = np.flatnonzero(features.y >= 0)
-    fit_on(estimator, features.X, features.y, rows, groups=grouping.groups)
+    fit_on(estimator, features.X, features.y, rows, groups=features.groups)
     none = np.empty(0, np.int64)
     split = Split(
         train=rows,
@@ -95,7 +99,7 @@ def fit_final(
         unlabelled=len(features) - len(rows),
     )
     metadata = describe(
-        features, split, {**settings, "final": True}, estimator, groups=grouping.source
+        features, split, {**settings, "final": True}, estimator, groups=kept_together
     )
     metadata["split"]["chosen_on"] = file.metadata["split"].get("chosen_on", "")
     metadata["final"] = {

@@ -21,7 +21,7 @@ from featx.errors import HeadError, InputError
 from featx.featureset import FeatureSet, load, load_intact
 from featx.grouping import group_images
 from featx.heads.base import Choice, Head
-from featx.heads.cached import load_recorded
+from featx.heads.cached import is_final, load_recorded
 from featx.heads.file import HeadFile, load_head, save_head
 from featx.heads.making import fit_on, make_head
 from featx.leaks import Leaks, find_leaks
@@ -198,12 +198,17 @@ def fit_like(
     HeadError
         No usable head, or one that does not say how it was fitted.
     CacheError, InputError
-        As `fit_head`.
+        As `fit_head`, and for a final head, which chose nothing itself.
     """
     file = load_recorded(head)
     settings = file.metadata.get("settings")
     if not isinstance(settings, dict) or "seed" not in settings:
         raise HeadError(f"{file.path} does not say how it was fitted: fit it again")
+    if is_final(file):
+        raise InputError(
+            f"{file.path} is final: its settings were chosen before; name the head it repeats "
+            f"({file.metadata['final'].get('head')})"
+        )
     defaults = type(file.head)().get_params()
     params = {
         name: value

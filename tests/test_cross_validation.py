@@ -235,6 +235,25 @@ def test_the_command_prints_what_python_returns_and_writes_it(tmp_path: Path) ->
     assert right == pytest.approx((found.y_pred[0] == found.y_true).mean())
 
 
+def test_a_head_brings_its_cache_and_its_groups(tmp_path: Path) -> None:
+    root = tmp_path / "birds"
+    root.mkdir()
+    path = write_cache(tmp_path / "a.h5", n=60, root=str(root), spread=2.0)
+    paths = featx.load(path).paths
+    (root / "nests.csv").write_text(
+        "\n".join(["path,nest", *(f"{name},{i // 4}" for i, name in enumerate(paths))])
+    )
+    head = fit_head(path, group="nest", group_duplicates=True, duplicate_threshold=0.99).path
+    write_cache(tmp_path / "newer.h5", first_image=500)  # the newest, but not the head's
+    code, stdout, _ = run("evaluate", head, "--cv", 2, "--repeats", 1, "--cache-dir", tmp_path,
+                          "--device", "cpu", "--json")  # fmt: skip
+    assert code == 0
+    parsed = json.loads(stdout)
+    assert Path(parsed["cache"]) == path
+    assert parsed["groups"].startswith("15 groups by 'nest'")
+    assert "duplicates" in parsed["groups"]
+
+
 def test_a_head_stands_for_the_way_it_was_fitted(tmp_path: Path) -> None:
     path = write_cache(tmp_path / "a.h5", n=60, spread=2.0)
     head = fit_head(path, head="linear", epochs=3, device="cpu").path

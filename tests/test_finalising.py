@@ -16,7 +16,7 @@ from featx.comparing import leaderboard
 from featx.errors import HeadError, InputError
 from featx.evaluation import evaluate
 from featx.finalising import fit_final
-from featx.fitting import fit_head
+from featx.fitting import fit_head, fit_like
 from featx.heads import HEADS, LogisticHead, load_head, save_head
 from featx.prediction import predict
 
@@ -45,6 +45,23 @@ def test_the_chosen_settings_are_fitted_on_every_labelled_image(tmp_path: Path, 
         final.file.head.predict_proba(features.X), expected.predict_proba(features.X)
     )
     assert final.file.metadata["final"]["choice"] == fit.file.metadata["fit"]["choice"]
+
+
+def test_duplicates_stay_together_in_a_final_head_too(tmp_path: Path) -> None:
+    path = write_cache(tmp_path / "a.h5", spread=2.0)
+    fit = fit_head(path, head="ridge", group_duplicates=True, duplicate_threshold=0.9, device="cpu")
+    final = fit_final(fit.path, device="cpu")
+    groups = fit.file.metadata["split"]["groups"]
+    assert "duplicates of similarity 0.9" in groups
+    assert final.file.metadata["split"]["groups"] == groups
+    features = featx.load(path, group_duplicates=True, duplicate_threshold=0.9)
+    chosen = fit.file.metadata["fit"]["choice"]["params"]
+    expected = HEADS["ridge"](device="cpu", **chosen).fit(
+        features.X, features.y, groups=features.groups
+    )
+    assert final.file.head.temperature_ == expected.temperature_
+    with pytest.raises(InputError, match=r"is final: .* name the head it repeats \(a\.ridge"):
+        fit_like(final.path, path)
 
 
 def test_a_cosine_schedule_is_run_to_its_end(tmp_path: Path) -> None:

@@ -296,3 +296,15 @@ def test_a_head_that_does_not_say_how_it_was_fitted_is_not_repeated(tmp_path: Pa
     save_head(made.path, made.file.head, classes=CLASSES, metadata=metadata)
     with pytest.raises(HeadError, match="does not say how it was fitted"):
         fit_like(made.path, made.features.path)
+
+
+def test_the_split_of_any_head_is_found_in_its_cache(tmp_path: Path) -> None:
+    path = write_cache(tmp_path / "a.h5")
+    head = fit_head(path, seed=4, test_fraction=0.4).file
+    held_out = featx.load(path).with_images(head.split["held_out"])
+    assert np.array_equal(held_out.sha256, head.split["held_out"])
+    assert np.array_equal(
+        held_out.y, featx.load(path, split="held-out", seed=4, test_fraction=0.4).y
+    )
+    few = featx.load(path).with_images(head.split["held_out"], without=head.split["held_out"][:3])
+    assert np.array_equal(few.sha256, head.split["held_out"][3:])

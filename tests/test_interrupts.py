@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
@@ -16,7 +15,6 @@ import pytest
 
 import featx
 from featx import interrupts
-from featx.cli.output import command
 from featx.cli.stopping import Stopper
 
 # The import of a module takes long, and passes over what is raised in it, as PyTorch's of NumPy.
@@ -93,23 +91,31 @@ def test_an_interrupt_is_raised_but_never_in_an_import(
     assert capfd.readouterr().err == "featx: interrupted\n"
 
 
-def interrupted() -> None:
-    """Ctrl-C, and time for it: beside other threads Python may notice it a moment later."""
-    signal.raise_signal(signal.SIGINT)
-    for _ in range(6_000):
-        time.sleep(0.01)
-
-
-@pytest.mark.usefixtures("_python_s_own")
 def test_a_command_may_clean_up_and_nothing_else() -> None:
-    interrupts.hear()
-    assert signal.getsignal(signal.SIGINT) is interrupts.end
-    with pytest.raises(KeyboardInterrupt), interrupts.cleaning_up():
-        interrupted()
-    seen = []
-    command(lambda: seen.append(signal.getsignal(signal.SIGINT)))()
-    assert seen == [interrupts.interrupt]
-    assert signal.getsignal(signal.SIGINT) is interrupts.end
+    # in a program of its own: a signal that went astray would end the tests
+    program = """
+import signal
+from featx import interrupts
+from featx.cli.output import command
+signal.signal(signal.SIGINT, signal.default_int_handler)
+interrupts.hear()
+assert signal.getsignal(signal.SIGINT) is interrupts.end
+try:
+    with interrupts.cleaning_up():
+        signal.raise_signal(signal.SIGINT)
+    raise AssertionError("nothing was raised")
+except KeyboardInterrupt:
+    pass
+seen = []
+command(lambda: seen.append(signal.getsignal(signal.SIGINT)))()
+assert seen == [interrupts.interrupt]
+assert signal.getsignal(signal.SIGINT) is interrupts.end
+print("cleaned up")
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False
+    )
+    assert (done.stdout, done.returncode) == ("cleaned up\n", 0), done.stderr
 
 
 @pytest.mark.usefixtures("_python_s_own")

@@ -42,8 +42,18 @@ def cross_validation(
 
         if kind is not None:
             raise InputError("--head names a kind of head and HEAD has one already: give one")
-        settings = load_recorded(head).metadata.get("settings", {})
+        from featx.workspace import cache_of_head
+
+        file = load_recorded(head)
+        settings = file.metadata.get("settings", {})
         kind, params = settings.get("head"), settings.get("params", {})
+        cache = cache or cache_of_head(file.metadata["cache"], head)
+        if keywords.get("group") is None:
+            keywords["group"] = settings.get("group")
+        if "group_duplicates" in settings:
+            keywords["group_duplicates"] = True
+            if keywords.get("duplicate_threshold") is None:
+                keywords["duplicate_threshold"] = settings["group_duplicates"]
     with progress_of_fits("cross-validation") as advance:
         found = cross_validate(
             cache,
