@@ -14,11 +14,12 @@ import numpy.typing as npt
 
 from featx.devices import resolve_device
 from featx.errors import InputError
-from featx.featureset import FeatureSet, load_intact
+from featx.featureset import load_intact
 from featx.grouping import group_images
+from featx.heads.base import Head
 from featx.heads.making import fit_on, make_head
 from featx.metrics import Estimate
-from featx.splits import Split, make_split
+from featx.splits import Split, leave_out_units, make_split
 from featx.workspace import newest_cache
 
 IntArray = npt.NDArray[np.int64]
@@ -112,9 +113,9 @@ def learning_curve(
 
     Every head is tested on all held-out images, which are those of `fit_head` with the same seed.
     Choices are made inside the few images alone, never on validation images, of which somebody
-    with so few has none; with one image a class nothing can be chosen, and a head's own fixed
-    setting is taken (logistic: C = 1). In one repeat the images of a point are among those of the
-    next.
+    with so few has none; where no class has images in two groups (one image a class, or all of one
+    nest) nothing can be chosen, and a head's own fixed setting is taken (logistic: C = 1). In one
+    repeat the images of a point are among those of the next.
 
     The interval is a percentile bootstrap interval over both what was drawn to train on and what
     was tested on: repeats and held-out images are drawn with replacement, 1,000 times.
@@ -164,7 +165,8 @@ def learning_curve(
     heard: dict[type[Warning], list[str]] = {}
     for done, (shot, repeat) in enumerate(jobs, 1):
         rows = split.train if repeat < 0 else draw_shots(split.train, labels, shot, seed, repeat)
-        estimator = _few_shot_head(head, params, device, seed + max(repeat, 0), features, rows)
+        estimator = make_head(head, params, device=device, seed=seed + max(repeat, 0))
+        _fix_unchosen(estimator, features.y[rows], grouping.groups[rows])
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             fit_on(estimator, features.X, features.y, rows, groups=grouping.groups)
@@ -216,20 +218,11 @@ def _checked(shots: Sequence[int], repeats: int) -> list[int]:
     return sorted({int(shot) for shot in shots})
 
 
-def _few_shot_head(
-    head: str,
-    params: Mapping[str, Any],
-    device: str,
-    seed: int,
-    features: FeatureSet,
-    rows: IntArray,
-) -> Any:
-    """The head, with what it cannot choose from one image a class set to its fixed value."""
-    estimator = make_head(head, params, device=device, seed=seed)
-    if np.bincount(features.y[rows]).max() < 2:
+def _fix_unchosen(estimator: Head, labels: IntArray, groups: IntArray) -> None:
+    """Give a head that cannot choose its fixed values: no class has rows in two groups."""
+    if not leave_out_units(labels, groups=groups)[1].any():
         fixed = {k: v for k, v in estimator.UNCHOSEN.items() if getattr(estimator, k) is None}
         estimator.set_params(**fixed)
-    return estimator
 
 
 def _point(shots: int | None, right: npt.NDArray[np.bool_], counts: IntArray, seed: int) -> Point:

@@ -18,6 +18,7 @@ from featx.errors import InputError
 from featx.few_shot import draw_shots, learning_curve
 from featx.fitting import fit_head
 from featx.heads import HEADS, LogisticHead
+from featx.heads.making import fit_on
 
 
 def run(*arguments: str | Path) -> tuple[int, str, str]:
@@ -77,6 +78,27 @@ def test_every_head_can_be_fitted_on_one_image_of_each_class(head: str, tmp_path
     point = curve.points[0]
     assert (point.shots, point.n_train) == (1, 3)
     assert 0 < point.accuracy.value < 1
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_where_every_class_drawn_is_of_one_group_a_heads_fixed_setting_is_taken(
+    head: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    groups = np.arange(60) % 3 + 3 * (np.arange(60) // 3 < 4)  # two nests of each class
+    path = write_cache(tmp_path / "a.h5", groups=groups)
+    fitted: list[tuple[int, dict[str, Any]]] = []
+
+    def watched(estimator: Any, X: Any, y: Any, rows: Any, *, groups: np.ndarray) -> None:
+        assert len(np.unique(groups[rows])) == 3
+        fitted.append((len(rows), estimator.get_params()))
+        fit_on(estimator, X, y, rows, groups=groups)
+
+    monkeypatch.setattr("featx.few_shot.fit_on", watched)
+    curve = learning_curve(path, head=head, shots=(2,), repeats=1, device="cpu")
+    assert [point.shots for point in curve.points] == [2, None]
+    assert len(fitted) == 2
+    for _, params in fitted:
+        assert {name: params[name] for name in HEADS[head].UNCHOSEN} == HEADS[head].UNCHOSEN
 
 
 def test_a_class_with_few_images_gives_all_it_has(tmp_path: Path) -> None:
