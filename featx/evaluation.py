@@ -32,6 +32,7 @@ from featx.temperature import at_temperature
 from featx.workspace import cache_of_head
 
 On = Literal["held-out", "all"]
+_OF_GROUPS: Final = "single images, not groups: too narrow where images of a group are alike"
 _TRAINED: Final = ("train", "val")  # parts of a head's split that it was trained or chosen on
 
 
@@ -44,7 +45,8 @@ class Evaluation:
     report : the figures, see `featx.metrics.Report`; of a calibrated head at its temperature.
     uncalibrated : of a calibrated head the figures without its temperature, else None.
     calibration : what the temperature is and what it was fitted on; None without one.
-    protocol : what was trained on, chosen on, calibrated on and tested on, in words.
+    protocol : what was trained on, chosen on, calibrated on and tested on, and what the bootstrap
+        draws, in words.
     head, cache : the files.
     tested_on : the rows in words: ``val folder``, ``all labelled images``, ….
     trained_left_out : labelled images left out because the head was trained or chosen on them, or
@@ -131,7 +133,9 @@ def evaluate(
         how the head does on new images, and `tested_on` says so.
     duplicate_threshold : the least similarity of near duplicates, see `featx.duplicates`; by
         default the one the head was fitted with.
-    bootstrap : draws for the intervals; 0 for none.
+    bootstrap : draws for the intervals; 0 for none. Single images are drawn, also where the head's
+        split kept groups whole: the intervals are then too narrow where images of a group are
+        alike.
     seed : of these draws.
 
     Raises
@@ -226,6 +230,9 @@ def _protocol(file: HeadFile, tested_on: str, fit_saw: bool) -> dict[str, str]:
         "tested_on": tested_on,
         "test_images_used_for": (
             "training too: no measure of new images" if fit_saw else "these figures only"
+        ),
+        "intervals_draw": (
+            "single images" if split.get("groups", "none") == "none" else _OF_GROUPS
         ),
     }
 

@@ -137,6 +137,7 @@ def test_the_protocol_says_what_each_decision_was_made_on(tmp_path: Path) -> Non
         "calibrated_on": "30 val images",
         "tested_on": "30 images (test images)",
         "test_images_used_for": "these figures only",
+        "intervals_draw": "single images",
     }
     plain = fit_head(without_val(tmp_path)).path
     told = evaluate(head=plain, on="all", include_trained=True).protocol

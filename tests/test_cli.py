@@ -228,6 +228,18 @@ def test_every_figure_is_printed_and_what_it_was_measured_on(tmp_path: Path) -> 
         "nothing; tested on 30 images (held-out 20 % images), used for these figures only"
     ) in shown
     assert "without calibration" not in shown
+    assert "intervals draw" not in shown
+
+
+def test_where_groups_were_kept_whole_it_is_said_that_intervals_draw_single_images(
+    tmp_path: Path,
+) -> None:
+    write_cache(tmp_path / "cache" / "a.h5", groups=np.arange(60) // 3)
+    featx_("fit-head")
+    clause = "single images, not groups: too narrow where images of a group are alike"
+    assert json.loads(featx_("evaluate", "--json").stdout)["protocol"]["intervals_draw"] == clause
+    assert f"intervals draw {clause}" in featx_("evaluate").stdout
+    assert "intervals draw" not in featx_("evaluate", "--bootstrap", 0).stdout
 
 
 def test_a_calibrated_head_says_so_wherever_it_is_used(tmp_path: Path) -> None:

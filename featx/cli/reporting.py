@@ -63,6 +63,8 @@ def print_evaluation(evaluation: Evaluation) -> None:
         f"calibrated on {protocol['calibrated_on']}; tested on {protocol['tested_on']}, used for "
         f"{protocol['test_images_used_for']}"
     )
+    if "groups" in protocol["intervals_draw"] and report.accuracy.low is not None:
+        console.print(f"\nintervals draw {protocol['intervals_draw']}")
 
 
 def _leaks_of_test(leaks: Leaks) -> str:
