@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,6 +18,7 @@ from featx.fitting import Fit, fit_head
 from featx.heads.cached import is_final, load_recorded
 from featx.heads.file import HEADS, HeadFile
 from featx.images import display_names
+from featx.leaks import Leaks
 from featx.metrics import Report, score
 from featx.workspace import newest_first
 
@@ -35,6 +36,8 @@ class Entry:
     kind, backbone, cut : what it is, and of which features.
     report : on the images that all heads were tested on.
     own : images it could be tested on, before the others were asked.
+    leaks : duplicates of images that it was trained or chosen on: exact ones, which are left out,
+        and near ones among the images that all heads were tested on.
     """
 
     name: str
@@ -45,6 +48,7 @@ class Entry:
     cut: str
     report: Report
     own: int
+    leaks: Leaks
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready: the head, and its figures without those of single classes."""
@@ -58,6 +62,7 @@ class Entry:
             "backbone": self.backbone,
             "cut": self.cut,
             "own_test_images": self.own,
+            "leaks": self.leaks.counts(),
             **{name: getattr(report, name).to_dict() for name in figures},
         }
 
@@ -331,7 +336,16 @@ def _entry(name: str, one: _Tested, rows: np.ndarray, bootstrap: int, seed: int)
         cut=str(spec.get("cut")),
         report=report,
         own=evaluation.report.n,
+        leaks=_leaks_among(evaluation, rows),
     )
+
+
+def _leaks_among(evaluation: Evaluation, rows: np.ndarray) -> Leaks:
+    """The exact leaks, and the near ones that are among these tested images."""
+    assert evaluation.leaks is not None  # looked for where no image trained on is tested
+    among = {evaluation.paths[row] for row in rows}
+    pairs = [pair for pair in evaluation.leaks.pairs if pair.exact or pair.path in among]
+    return replace(evaluation.leaks, pairs=tuple(pairs), accuracy_without=None)
 
 
 def _check_labels(tested: Sequence[_Tested], common: Sequence[bytes]) -> None:

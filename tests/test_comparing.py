@@ -69,6 +69,31 @@ def test_rows_are_matched_by_image_and_not_by_number(tmp_path: Path) -> None:
         assert entry.report.accuracy.value == pytest.approx(right.mean())
 
 
+def test_leaks_are_counted_of_each_head_on_the_images_compared(tmp_path: Path) -> None:
+    split = np.where(np.arange(60) % 4 == 0, 2, 1).astype(np.uint8)
+
+    def plant(features: np.ndarray, sha256: np.ndarray) -> None:
+        features[[4, 8]] = features[[1, 5]] + 0.001
+        sha256[12] = sha256[3]
+
+    leaky = write_cache(tmp_path / "leaky.h5", split=split, plant=plant)
+    clean = write_cache(tmp_path / "clean.h5", split=split, spec=OTHER)
+    # tests no image before the seventh
+    short = write_cache(tmp_path / "short.h5", n=54, first_image=6, split=split[6:], spec=OTHER)
+    heads = [fit_head(path).path for path in (leaky, clean, short)]
+    leaks = {entry.cache: entry.leaks for entry in compare(heads[:2]).entries}
+    assert [(leaks[path].exact, leaks[path].near) for path in (leaky, clean)] == [(1, 2), (0, 0)]
+    found = compare(heads)
+    told = {entry["name"]: entry["leaks"] for entry in found.to_dict()["heads"]}
+    assert told["leaky.logistic"]["near"] == 1  # image 8; image 4 is not compared on
+    assert told["leaky.logistic"]["exact"] == 1
+    code, stdout, stderr = run("compare", *heads)
+    assert code == 0, stderr
+    (line,) = [line for line in stdout.splitlines() if line.startswith("leaks: ")]
+    assert "leaky.logistic: 1 exact (left out), 1 near (tested; similarity 0.75)" in line
+    assert "clean.logistic: 0 exact (left out), 0 near" in line
+
+
 def test_a_cache_stands_for_its_newest_head_or_gets_one(tmp_path: Path) -> None:
     a = write_cache(tmp_path / "a.h5")
     b = write_cache(tmp_path / "b.h5", spec=OTHER)
@@ -140,11 +165,15 @@ def test_without_names_all_heads_of_the_folder_are_ranked(tmp_path: Path) -> Non
     fit_head(path)
     fit_head(path, C=1e-4)
     write_cache(tmp_path / "b.h5", first_image=500)
+    (tmp_path / "broken.safetensors").write_bytes(b"no head")
     code, stdout, stderr = run("compare", "--cache-dir", tmp_path)
     assert code == 0
     assert stdout.count("a.logistic") == 2
-    assert "left out" in stderr
-    assert "no head was fitted on it" in stderr
+    (line,) = [line for line in stdout.splitlines() if line.startswith("leaks: ")]
+    assert line.endswith("48 images trained or chosen on, of each head")
+    assert "only p is corrected" not in stderr  # one pair
+    assert f"left out: {tmp_path / 'b.h5'}: no head was fitted on it" in stderr.replace("\n", " ")
+    assert stderr.count("broken.safetensors") == 1
     code, stdout, _ = run("compare", tmp_path, "--json")
     assert len(json.loads(stdout)["comparisons"][0]["heads"]) == 2
 
@@ -164,6 +193,8 @@ def test_every_head_is_fitted_on_one_split_and_ranked(tmp_path: Path) -> None:
     rows = [line.split()[0] for line in stdout.splitlines() if line.startswith("a.")]
     assert rows == [entry.name for entry in found.entries]
     assert "chosen on 5-fold cross-validation" in stderr
+    assert "95 % (each alone)" in stdout
+    assert "only p is corrected for all 15 pairs" in stderr
     code, _, stderr = run("fit-head", path, "--head", "all", "--C", 1)
     assert code == 2
     assert "leave its options away" in stderr

@@ -9,6 +9,7 @@ import typer
 
 from featx.cli.options import CacheDir, Json, Seed
 from featx.cli.output import command, out, print_json, table, tell
+from featx.cli.reporting import leaks_of_test
 
 if TYPE_CHECKING:
     from featx.comparing import Comparison, Leaderboard
@@ -35,8 +36,8 @@ def compare(
     """Rank heads by accuracy on the held-out images they share, and say which really differ.
 
     Each is tested on the same images, none of which any of them was trained or chosen on. Beside
-    the difference to the best stand its interval (paired bootstrap) and the p-value of McNemar's
-    exact test, corrected for all pairs (Holm).
+    the difference to the best stand its interval (paired bootstrap), of that pair alone, and the
+    p-value of McNemar's exact test, corrected for all pairs (Holm).
     """
     from featx.comparing import compare as run
     from featx.comparing import leaderboard
@@ -82,7 +83,7 @@ def _print_leaderboard(board: Leaderboard) -> None:
             out().print()
         _print_comparison(comparison)
     for path, why in board.skipped.items():
-        tell(f"left out: {path}: {why}")
+        tell(f"left out: {why if str(path) in why else f'{path}: {why}'}")
     for comparison in board.comparisons[:1]:
         _tell_use(comparison)
 
@@ -96,7 +97,7 @@ def _print_comparison(found: Comparison) -> None:
     )
     shown = table(
         None, "head", "backbone", "cut", "accuracy", "95 % interval", "balanced", "log-loss",
-        "to the best", "95 % interval", "p (Holm)",
+        "to the best", "95 % (each alone)", "p (Holm)",
         right=("accuracy", "balanced", "log-loss", "to the best", "p (Holm)"),
     )  # fmt: skip
     to_best = {pair.second: pair for pair in found.pairs if pair.first == found.entries[0].name}
@@ -113,6 +114,17 @@ def _print_comparison(found: Comparison) -> None:
             *_difference(to_best.get(entry.name)),
         )
     console.print(shown)
+    console.print(f"leaks: {_leaks(found)}")
+
+
+def _leaks(found: Comparison) -> str:
+    """The leaks of each head, those of heads with the same ones together."""
+    told: dict[str, list[str]] = {}
+    for entry in found.entries:
+        told.setdefault(leaks_of_test(entry.leaks), []).append(entry.name)
+    if len(told) == 1:
+        return f"{next(iter(told))}, of each head"
+    return "; ".join(f"{', '.join(names)}: {counts}" for counts, names in told.items())
 
 
 def _difference(pair: Difference | None) -> tuple[str, str, str]:
@@ -135,6 +147,11 @@ def _interval(estimate: Estimate) -> str:
 
 
 def _tell_use(found: Comparison) -> None:
+    if len(found.pairs) > 1 and found.pairs[0].accuracy.low is not None:
+        tell(
+            "each interval of a difference is of that pair alone, only p is corrected for all "
+            f"{len(found.pairs):,} pairs: go by p"
+        )
     if len(found.entries) > 1:
         tell(
             "who picks the first of a table has chosen by its test images: its figure is then too "

@@ -56,7 +56,7 @@ def print_evaluation(evaluation: Evaluation) -> None:
         )
         console.print(f"\nmost confused: {pairs}")
     if leaks is not None:
-        console.print(f"\n{_leaks_of_test(leaks)}")
+        console.print(f"\nleaks: {leaks_of_test(leaks)}")
     protocol = evaluation.protocol
     console.print(
         f"\nprotocol: trained on {protocol['trained_on']}; chosen on {protocol['chosen_on']}; "
@@ -67,13 +67,13 @@ def print_evaluation(evaluation: Evaluation) -> None:
         console.print(f"\nintervals draw {protocol['intervals_draw']}")
 
 
-def _leaks_of_test(leaks: Leaks) -> str:
+def leaks_of_test(leaks: Leaks) -> str:
     """How many held-out images the head knows already, and which were looked at."""
     exact = f"{leaks.exact:,} exact (left out)"
     if leaks.why_exact_only:
-        return f"leaks: {exact}; near duplicates were not looked for: {leaks.why_exact_only}"
+        return f"{exact}; near duplicates were not looked for: {leaks.why_exact_only}"
     return (
-        f"leaks: {exact}, {leaks.near:,} near (tested; similarity {leaks.threshold:g}) among "
+        f"{exact}, {leaks.near:,} near (tested; similarity {leaks.threshold:g}) among "
         f"{leaks.compared_with:,} images trained or chosen on"
     )
 
