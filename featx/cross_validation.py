@@ -21,7 +21,7 @@ from featx.heads.making import fit_on, make_head
 from featx.images import display_names
 from featx.leaks import can_compare_unasked, count_parted
 from featx.metrics import Estimate, Report, score
-from featx.splits import cross_validation_folds
+from featx.splits import cross_validation_folds, leave_out_units
 from featx.workspace import newest_cache
 
 FIGURES: Final = ("accuracy", "balanced_accuracy", "macro_f1", "log_loss")
@@ -50,7 +50,9 @@ class CrossValidation:
     ----------
     cache : the file.
     head, params : the way of fitting; what `params` leave open is chosen inside each fit.
-    cv, repeats, seed : folds asked for, how often they were drawn anew, and from which seed.
+    cv, repeats, seed : folds, the most there are in a repeat; how often they were drawn and came
+        out differently; and from which seed.
+    asked : the `cv` and `repeats` that were asked for.
     figures : name -> mean over the fits, with its 95 % interval: `accuracy`, `balanced_accuracy`,
         `macro_f1`, `log_loss`, and `baseline`, the accuracy of each fit's commonest class.
     folds : every fit.
@@ -66,6 +68,7 @@ class CrossValidation:
     y_true : (n,) int64.
     y_pred : (repeats, n) int64, the class each image was taken for when it was not trained on;
         -1 where it was never tested.
+    notes : sentences for the user.
     """
 
     cache: Path
@@ -74,6 +77,7 @@ class CrossValidation:
     cv: int
     repeats: int
     seed: int
+    asked: Mapping[str, int]
     figures: Mapping[str, Estimate]
     folds: tuple[Fold, ...]
     chosen: Mapping[str, int]
@@ -89,6 +93,7 @@ class CrossValidation:
     classes: tuple[str, ...]
     y_true: np.ndarray
     y_pred: np.ndarray
+    notes: tuple[str, ...]
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready, without the single predictions."""
@@ -99,6 +104,7 @@ class CrossValidation:
             "cv": self.cv,
             "repeats": self.repeats,
             "seed": self.seed,
+            "asked": dict(self.asked),
             "groups": self.groups,
             "parted_duplicates": self.parted_duplicates,
             "duplicate_threshold": self.duplicate_threshold,
@@ -121,6 +127,7 @@ class CrossValidation:
                 }
                 for fold in self.folds
             ],
+            "notes": list(self.notes),
         }
 
 
@@ -149,13 +156,15 @@ def cross_validate(
     The intervals are those of Nadeau & Bengio (2003, Inference for the generalization error, eq.
     5): t-intervals of the mean over all fits, whose variance is corrected for training sets that
     share images by adding the ratio of tested to trained-on images to 1 / fits. They are
-    approximate, and clipped to what a figure can be.
+    approximate, and clipped to what a figure can be. Where few groups can be parted in few ways
+    only, draws repeat each other: each partition is fitted and counted once, since fits counted
+    again would narrow the interval without measuring anything.
 
     Parameters
     ----------
     cache : a finished cache; the newest in `cache_dir` if none is named.
     head : kind of head, as for `fit_head`.
-    cv : folds.
+    cv : folds; there are fewer where there are fewer groups or images to part.
     repeats : how often the folds are drawn, from seeds `seed`, `seed` + 1, ….
     group : which images belong together, see `featx.grouping.group_images`; they are in one fold.
     group_duplicates : put exact and near duplicates into one fold too.
@@ -197,16 +206,13 @@ def cross_validate(
             together += f"; duplicates of similarity {threshold:g} or more"
         parted = count_parted(features.groups[rows], found.groups[rows])
     labels, groups = features.y[rows], features.groups[rows]
-    drawn = [
-        cross_validation_folds(labels, n_folds=cv, groups=groups, seed=seed + repeat)
-        for repeat in range(repeats)
-    ]
-    n_fits = sum(map(len, drawn))
-    y_pred = np.full((repeats, len(rows)), -1, np.int64)
+    drawn = _different_draws(labels, groups, cv, range(seed, seed + repeats))
+    n_folds = [len(parts) for parts in drawn.values()]
+    y_pred = np.full((len(drawn), len(rows)), -1, np.int64)
     folds: list[Fold] = []
-    for repeat, parts in enumerate(drawn):
+    for repeat, (its_seed, parts) in enumerate(drawn.items()):
         for number, (train, test) in enumerate(parts):
-            estimator = make_head(head, params, device=device, seed=seed + repeat)
+            estimator = make_head(head, params, device=device, seed=its_seed)
             fit_on(estimator, features.X, features.y, rows[train], groups=features.groups)
             proba = estimator.predict_proba(features.X[rows[test]])
             known = estimator.classes_  # every class of the test rows is among them
@@ -220,9 +226,50 @@ def cross_validate(
             )
             folds.append(Fold(repeat, number, len(train), _chosen(estimator), report))
             if advance is not None:
-                advance(len(folds), n_fits)
-    summary = _summary(features, rows, together, folds, y_pred, head, params, cv, repeats, seed)
-    return replace(summary, parted_duplicates=parted, duplicate_threshold=threshold)
+                advance(len(folds), sum(n_folds))
+    made = {"cv": max(n_folds), "repeats": len(drawn)}
+    summary = _summary(features, rows, together, folds, y_pred, head, params, seed, **made)
+    asked = {"cv": cv, "repeats": repeats}
+    return replace(
+        summary,
+        asked=asked,
+        parted_duplicates=parted,
+        duplicate_threshold=threshold,
+        notes=_notes(labels, groups, asked, made),
+    )
+
+
+def _different_draws(
+    labels: np.ndarray, groups: np.ndarray, cv: int, seeds: range
+) -> dict[int, list[tuple[np.ndarray, np.ndarray]]]:
+    """Seed -> folds, of seeds whose folds test other sets of images than those before."""
+    known: dict[frozenset[bytes], int] = {}
+    drawn = {}
+    for seed in seeds:
+        parts = cross_validation_folds(labels, n_folds=cv, groups=groups, seed=seed)
+        partition = frozenset(test.tobytes() for _, test in parts)
+        if known.setdefault(partition, seed) == seed:
+            drawn[seed] = parts
+    return drawn
+
+
+def _notes(
+    labels: np.ndarray, groups: np.ndarray, asked: Mapping[str, int], made: Mapping[str, int]
+) -> tuple[str, ...]:
+    """What there is less of than was asked for, and why."""
+    notes = []
+    if made["cv"] < asked["cv"]:
+        units, testable = leave_out_units(labels, groups=groups)
+        notes.append(
+            f"{asked['cv']} folds were asked for, {made['cv']} could be made: only "
+            f"{len(np.unique(units[testable]))} groups or images alone can be tested"
+        )
+    if made["repeats"] < asked["repeats"]:
+        notes.append(
+            f"{asked['repeats']} repeats were asked for, {made['repeats']} counted: the other "
+            "draws gave the same folds again and measure nothing new"
+        )
+    return tuple(notes)
 
 
 def _chosen(estimator: Head) -> str:
@@ -239,9 +286,10 @@ def _summary(
     y_pred: np.ndarray,
     head: str,
     params: Mapping[str, Any],
+    seed: int,
+    *,
     cv: int,
     repeats: int,
-    seed: int,
 ) -> CrossValidation:
     ratio = float(np.mean([fold.report.n / fold.n_train for fold in folds]))
     values = {name: [getattr(fold.report, name).value for fold in folds] for name in FIGURES}
@@ -253,6 +301,7 @@ def _summary(
         cv=cv,
         repeats=repeats,
         seed=seed,
+        asked={},
         figures={
             name: corrected_interval(of, ratio, largest=np.inf if name == "log_loss" else 1.0)
             for name, of in values.items()
@@ -271,6 +320,7 @@ def _summary(
         classes=tuple(features.names),
         y_true=features.y[rows],
         y_pred=y_pred,
+        notes=(),
     )
 
 

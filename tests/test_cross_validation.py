@@ -110,6 +110,56 @@ def test_images_of_one_group_are_in_one_fold(tmp_path: Path) -> None:
         assert not inside & set(np.delete(groups, test).tolist())
 
 
+def test_folds_that_are_drawn_again_are_fitted_and_counted_once(tmp_path: Path) -> None:
+    path = write_cache(tmp_path / "a.h5", groups=np.arange(60) // 15, spread=3.0)  # four groups
+    once = cross_validate(path, C=1.0, cv=5, repeats=1, device="cpu")
+    fits = []
+    often = cross_validate(
+        path, C=1.0, cv=5, repeats=10, device="cpu", advance=lambda *done: fits.append(done)
+    )
+    assert fits == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    assert often.figures == once.figures
+    assert (often.cv, often.repeats, len(often.folds)) == (4, 1, 4)
+    assert often.y_pred.shape == (1, 60)
+    assert often.to_dict()["asked"] == {"cv": 5, "repeats": 10}
+    assert often.notes == (
+        "5 folds were asked for, 4 could be made: only 4 groups or images alone can be tested",
+        "10 repeats were asked for, 1 counted: the other draws gave the same folds again and "
+        "measure nothing new",
+    )
+    code, stdout, stderr = run("evaluate", path, "--cv", 5, "--out", tmp_path / "report")
+    assert code == 0
+    assert "4 folds, drawn once" in stdout
+    assert all(note in stderr for note in often.notes)
+    header = (tmp_path / "report" / "cross_validated.csv").read_text("utf-8-sig").split("\n")[0]
+    assert header.rstrip() == "path,true,repeat 0"
+
+
+def test_every_partition_that_was_drawn_is_counted(tmp_path: Path) -> None:
+    groups = np.arange(60) // 15
+    path = write_cache(tmp_path / "a.h5", groups=groups, spread=3.0)
+    found = cross_validate(path, C=1.0, cv=2, repeats=10, device="cpu")
+    y = featx.load(path).y
+    seen: dict[frozenset[bytes], list[np.ndarray]] = {}
+    for seed in range(10):
+        parts = cross_validation_folds(y, n_folds=2, groups=groups, seed=seed)
+        seen.setdefault(frozenset(test.tobytes() for _, test in parts), [t for _, t in parts])
+    assert 1 < len(seen) <= 3  # four groups are two pairs in three ways
+    assert (found.cv, found.repeats, found.y_pred.shape) == (2, len(seen), (len(seen), 60))
+    assert [(fold.repeat, fold.fold) for fold in found.folds] == [
+        (repeat, fold) for repeat in range(len(seen)) for fold in range(2)
+    ]
+    expected = [
+        (predicted[test] == y[test]).mean()
+        for predicted, tests in zip(found.y_pred, seen.values(), strict=True)
+        for test in tests
+    ]
+    assert [fold.report.accuracy.value for fold in found.folds] == pytest.approx(expected)
+    assert len(found.notes) == 1
+    plain = cross_validate(write_cache(tmp_path / "b.h5"), C=1.0, **FAST)
+    assert (plain.cv, plain.repeats, plain.notes) == (3, 2, ())
+
+
 def test_duplicates_that_folds_may_part_are_counted_and_can_be_kept_together(
     tmp_path: Path,
 ) -> None:

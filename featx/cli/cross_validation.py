@@ -76,9 +76,11 @@ def cross_validation(
 
 def _print(found: CrossValidation) -> None:
     console = out()
+    up_to = "" if len(found.folds) == found.cv * found.repeats else "up to "
+    times = "once" if found.repeats == 1 else f"{found.repeats} times"
     console.print(
-        f"{found.head} on {found.n:,} images of {found.cache}: {found.cv} folds, drawn "
-        f"{found.repeats} times",
+        f"{found.head} on {found.n:,} images of {found.cache}: {up_to}{found.cv} folds, drawn "
+        f"{times}",
         style="bold",
     )
     figures = table(
@@ -89,6 +91,8 @@ def _print(found: CrossValidation) -> None:
         interval = "" if estimate.low is None else f"{estimate.low:.3f} to {estimate.high:.3f}"
         figures.add_row(words, f"{estimate.value:.3f}", interval)
     console.print(figures)
+    for note in found.notes:
+        tell(note)
     if found.chosen:
         shown = list(found.chosen.items())[:_SHOWN_CHOICES]
         rest = len(found.chosen) - len(shown)
