@@ -18,6 +18,7 @@ from featx.errors import InputError
 IntArray = npt.NDArray[np.int64]
 
 TRAIN, VAL, TEST = 1, 2, 3  # the cache's split codes; 0 is none
+_SAME_SHARE = 0.01 + 1e-9  # a split that is further from the fraction is named by its own share
 _CODE_NAMES = {TRAIN: "train", VAL: "val", TEST: "test"}
 
 ChosenOn = Literal["val", "5-fold cross-validation"]
@@ -34,7 +35,8 @@ class Split:
     source : str
         Where the split comes from, in words.
     held_out_name : str
-        What the held-out rows are called in a report.
+        What the held-out rows are called in a report; of a split by seed with the percentage
+        asked for, or that reached where it is more than one percentage point from it.
     chosen_on : {"val", "5-fold cross-validation"}
         Where hyper-parameters are chosen; cross-validation is inside `train`.
     unlabelled, left_out : int
@@ -242,12 +244,10 @@ def _given_split(
 def _seeded_split(
     rows: IntArray, labels: IntArray, groups: IntArray, seed: int, fraction: float, n_un: int
 ) -> Split:
-    percent = f"{100 * fraction:g} %"
-    source = f"stratified by seed {seed}, {percent} held out"
+    kept_whole = ""
     if _has_groups(groups):
-        units = _as_units(groups)
-        held = _hold_out_groups(labels, units, seed, fraction)
-        source += f", {len(np.unique(groups[groups >= 0]))} groups kept whole"
+        held = _hold_out_groups(labels, _as_units(groups), seed, fraction)
+        kept_whole = f", {len(np.unique(groups[groups >= 0]))} groups kept whole"
     else:
         held = _hold_out_rows(labels, seed, fraction)
     if not held.any():
@@ -256,15 +256,20 @@ def _seeded_split(
             "class(es), and no class has two images that may be parted; add images, "
             "or give a train and a test folder"
         )
+    percent, notes = f"{100 * fraction:g} %", _one_sided_notes(labels, held)
+    if abs(held.mean() - fraction) > _SAME_SHARE:
+        asked, percent = percent, f"{100 * held.mean():.0f} %"
+        why = "groups are kept whole" if kept_whole else "each class is parted by itself"
+        notes += (f"{asked} were to be held out, and {percent} are, as {why}",)
     return Split(
         train=rows[~held],
         val=np.empty(0, np.int64),
         held_out=rows[held],
-        source=source,
+        source=f"stratified by seed {seed}, {percent} held out{kept_whole}",
         held_out_name=f"held-out {percent}",
         chosen_on="5-fold cross-validation",
         unlabelled=n_un,
-        notes=_one_sided_notes(labels, held),
+        notes=notes,
     )
 
 

@@ -150,7 +150,7 @@ def test_a_class_that_lives_in_one_group_is_trained_on_and_said():
     labels = np.array([0, 0, 0, 0, 1, 1])
     split = make_split(labels, none(6), groups=[0, 0, 1, 1, 2, 2], test_fraction=0.4)
     assert set(labels[split.held_out]) == {0}
-    assert split.notes == ("1 class(es) could not be parted: all in train, not measured",)
+    assert split.notes[0] == "1 class(es) could not be parted: all in train, not measured"
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -167,6 +167,27 @@ def test_where_every_group_has_a_class_of_its_own_a_group_is_held_out_and_the_lo
     split = make_split(labels, none(6), groups=[0, 0, 1, 1, 2, 2])
     assert len(split.held_out) == 2
     assert "1 class(es) live in one group that had to be held out" in split.notes[1]
+
+
+@pytest.mark.parametrize(
+    ("groups", "why"),
+    [(np.arange(40) // 20, "groups are kept whole"), (None, "each class is parted by itself")],
+)
+def test_a_share_that_could_not_be_held_out_is_not_claimed(groups, why):
+    labels = np.arange(40) % 2 if groups is not None else np.arange(40) // 2
+    split = make_split(labels, none(40), groups=groups)
+    assert len(split.held_out) == 20
+    assert split.held_out_name == "held-out 50 %"
+    assert split.source.startswith("stratified by seed 0, 50 % held out")
+    assert split.notes == (f"20 % were to be held out, and 50 % are, as {why}",)
+
+
+def test_a_share_within_a_percentage_point_has_the_name_of_what_was_asked_for():
+    names = [
+        make_split(np.zeros(n, int), none(n), test_fraction=fraction).held_out_name
+        for n, fraction in ((100, 0.21), (100, 0.204), (10, 0.21), (10, 0.22))
+    ]
+    assert names == ["held-out 21 %", "held-out 20.4 %", "held-out 21 %", "held-out 20 %"]
 
 
 def test_groups_of_one_image_each_are_no_groups():
