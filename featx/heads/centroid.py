@@ -57,7 +57,8 @@ class CentroidHead(Head):
 
     Examples
     --------
-    >>>     >>> X = np.array([[0.0], [1.0], [2.0], [3.0]])
+    >>> import numpy as np
+    >>> X = np.array([[0.0], [1.0], [2.0], [3.0]])
     >>> CentroidHead().fit(X, [0, 0, 1, 1]).predict([[0.4], [2.6]]).tolist()
     [0, 1]
     """
