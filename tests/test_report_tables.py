@@ -211,7 +211,9 @@ def test_characters_without_a_font_are_told_of(evaluation, tmp_path, monkeypatch
 
 def test_a_folder_that_cannot_be_made_is_a_disk_error_that_names_it(evaluation, tmp_path):
     (tmp_path / "report").write_text("a file", "utf-8")
-    with pytest.raises(DiskError, match=r"cannot write to .*report: .*with --out") as raised:
+    with pytest.raises(
+        DiskError, match=r"cannot write to .*report: a file is in the way. .*another place"
+    ) as raised:
         write_evaluation(tmp_path / "report", evaluation)
     assert raised.value.exit_code == 6
     assert (tmp_path / "report").read_text("utf-8") == "a file"

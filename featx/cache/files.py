@@ -34,6 +34,8 @@ _WORDS: Final = {
     errno.EIO: "the disk reported an input/output error",
     errno.ENOENT: "the folder does not exist",
     errno.EISDIR: "a folder is in the way",
+    errno.EEXIST: "a file is in the way",
+    errno.ENOTDIR: "a file is in the way",
 }
 # What a file system says that cannot sync folders: network shares, FUSE. PostgreSQL's list
 # (fsync_fname_ext in src/common/file_utils.c); such a system orders names by itself or not at all.
@@ -46,6 +48,10 @@ _FLAGS: Final = os.O_RDWR | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC"
 _GO_ON: Final = (
     "What was committed is kept: free space, mend permissions or name another place with --out, "
     "then run the same command again"
+)
+# Where nothing is committed: tables and pictures of what was measured and printed.
+WRITE_ELSEWHERE: Final = (
+    "Free space, mend permissions or name another place, then run the same command again"
 )
 MEND: Final = "Mend the disk or the connection to it, then run the same command again"
 

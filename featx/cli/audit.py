@@ -57,18 +57,18 @@ def audit(
         cache_dir=cache_dir,
         **given(duplicate_threshold=duplicate_threshold),
     )
-    if out_dir is not None:
+    if json_output:
+        print_json(found.to_dict())
+    else:
+        _print(found, n)
+        for note in found.notes:
+            tell(note)
+    if out_dir is not None:  # after the figures, which a full disk must not take along
         from featx.report.tables import write_audit
 
         tell(f"wrote {', '.join(map(str, write_audit(out_dir, found)))}")
     if show is not None:
         _draw(found, show, n)
-    if json_output:
-        print_json(found.to_dict())
-        return
-    _print(found, n)
-    for note in found.notes:
-        tell(note)
 
 
 def _print(found: Audit, n: int) -> None:

@@ -64,14 +64,14 @@ def cross_validation(
             **keywords,
             **params,
         )
-    if out_dir is not None:
+    if json_output:
+        print_json(found.to_dict())
+    else:
+        _print(found)
+    if out_dir is not None:  # after the figures, which a full disk must not take along
         from featx.report.tables import write_cross_validation
 
         tell(f"wrote {', '.join(map(str, write_cross_validation(out_dir, found)))}")
-    if json_output:
-        print_json(found.to_dict())
-        return
-    _print(found)
 
 
 def _print(found: CrossValidation) -> None:

@@ -111,17 +111,17 @@ def evaluate(
         seed=seed,
         cache_dir=cache_dir,
     )
-    if out_dir is not None:
+    if json_output:
+        print_json(evaluation.to_dict())
+    else:
+        print_evaluation(evaluation)
+        _tell_left_out(evaluation)
+    if out_dir is not None:  # after the figures, which a full disk must not take along
         from featx.report.tables import write_evaluation
 
         paths, notes = write_evaluation(out_dir, evaluation)
         for sentence in (*notes, f"wrote {', '.join(map(str, paths))}"):
             tell(sentence)
-    if json_output:
-        print_json(evaluation.to_dict())
-        return
-    print_evaluation(evaluation)
-    _tell_left_out(evaluation)
 
 
 def _cache_and_head(files: list[Path]) -> tuple[Path | None, Path | None]:

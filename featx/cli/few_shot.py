@@ -26,16 +26,16 @@ def few_shot(
             advance=advance,
             **keywords,
         )
-    if curves is not None:
+    if json_output:
+        print_json(curve.to_dict())
+    else:
+        _print(curve)
+    if curves is not None:  # after the figures, which a full disk must not take along
         from featx.report.learning_curves import learning_curve_png
 
         for note in learning_curve_png(curves, curve):
             tell(note)
         tell(f"wrote {curves}")
-    if json_output:
-        print_json(curve.to_dict())
-        return
-    _print(curve)
 
 
 def _print(curve: LearningCurve) -> None:

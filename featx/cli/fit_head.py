@@ -20,7 +20,7 @@ from featx.cli.options import (
     given,
     numbers,
 )
-from featx.cli.output import command, print_json, tell
+from featx.cli.output import command, print_json
 from featx.errors import InputError
 
 
@@ -235,8 +235,6 @@ def fit_head(
     else:
         keywords = {**where, **common, **more, **params}
         fitted = fit(cache, head=head, out=out_file, force=force, **keywords)
-    if curves is not None:
-        draw_curves(fitted, curves)
     made = fitted
     if final:
         from featx.finalising import fit_final
@@ -244,16 +242,12 @@ def fit_head(
         made = fit_final(fitted.path, force=force, device=device)
     if json_output:
         print_json({"head": str(made.path), **made.file.metadata})
-        return
-    for note in fitted.split.notes:
-        tell(note)
-    if fitted.split.unlabelled:
-        tell(f"left out: {fitted.split.unlabelled:,} images without a label")
-    if fitted.split.left_out:
-        tell(f"left out: {fitted.split.left_out:,} images outside the given split")
-    print_fit(fitted, is_last=not final)
-    if final:
-        print_final(made)
+    else:
+        print_fit(fitted, is_last=not final)
+        if final:
+            print_final(made)
+    if curves is not None:  # after the figures, which a full disk must not take along
+        draw_curves(fitted, curves)
 
 
 def _learning_rates(text: str | None) -> float | tuple[float, ...] | str | None:

@@ -25,7 +25,14 @@ def print_final(made: Fit) -> None:
 
 
 def print_fit(fitted: Fit, *, is_last: bool = True) -> None:
+    """The head, how it was chosen, and what was left out."""
     metadata, split = fitted.file.metadata, fitted.split
+    for note in split.notes:
+        tell(note)
+    if split.unlabelled:
+        tell(f"left out: {split.unlabelled:,} images without a label")
+    if split.left_out:
+        tell(f"left out: {split.left_out:,} images outside the given split")
     facts = metadata["fit"]
     shown = table(None, "head", "classes", "trained on", "chosen on", "held out", "chosen",
                   "majority in training")  # fmt: skip

@@ -86,13 +86,13 @@ def predict(
         )
     if json_output and str(csv_file) == "-":
         raise InputError("--json and --csv - both write to standard output: name a CSV file")
-    if csv_file is not None:
-        _write_csv(predictions, csv_file, top_k)
     if json_output:
         for record in predictions.to_records(top_k=top_k):
             sys.stdout.write(to_json(record) + "\n")
     elif csv_file is None and len(predictions):
         _print_predictions(predictions, top_k)
+    if csv_file is not None:
+        _write_csv(predictions, csv_file, top_k)
     if show is not None and len(predictions):
         _show(predictions, show)
     if predictions.temperature is not None:
@@ -133,9 +133,9 @@ def _write_csv(predictions: Predictions, path: Path, top_k: int) -> None:
     if str(path) == "-":
         _write_rows(sys.stdout, predictions, top_k)
         return
-    from featx.cache.files import told_as_disk_error
+    from featx.cache.files import WRITE_ELSEWHERE, told_as_disk_error
 
-    with told_as_disk_error(path, "write"):
+    with told_as_disk_error(path, "write", WRITE_ELSEWHERE):
         path.parent.mkdir(parents=True, exist_ok=True)
         # the mark at the start tells spreadsheets that this is UTF-8
         with path.open("w", encoding="utf-8-sig", errors="backslashreplace", newline="") as stream:
@@ -172,14 +172,14 @@ def save_grid(
     columns: int | None = None,
 ) -> None:
     """Write `featx.report.grid.image_grid` as a picture, and tell of characters without a font."""
-    from featx.cache.files import told_as_disk_error
+    from featx.cache.files import WRITE_ELSEWHERE, told_as_disk_error
     from featx.report.fonts import glyph_warning
     from featx.report.grid import image_grid
 
     if path.suffix.lower() not in _PICTURES:
         raise InputError(f"a picture is written as {' or '.join(_PICTURES)}, got {str(path)!r}")
     picture = image_grid(files, captions, marks=marks, columns=columns)
-    with told_as_disk_error(path, "write"):
+    with told_as_disk_error(path, "write", WRITE_ELSEWHERE):
         path.parent.mkdir(parents=True, exist_ok=True)
         picture.save(path)
     if warning := glyph_warning(captions):

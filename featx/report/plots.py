@@ -16,6 +16,7 @@ from matplotlib import colormaps
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from featx.cache.files import WRITE_ELSEWHERE, told_as_disk_error
 from featx.errors import InputError
 from featx.metrics import Reliability
 from featx.report.fonts import TextFonts, fonts_for
@@ -30,14 +31,21 @@ MUTED = "#5f6368"
 
 
 def save_png(figure: Figure, path: Path) -> None:
-    """Write the PNG beside its place and rename it, so that nobody sees half a picture."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Write the PNG beside its place and rename it, so that nobody sees half a picture.
+
+    Raises
+    ------
+    DiskError
+        It cannot be written.
+    """
     beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        FigureCanvasAgg(figure).print_png(str(beside))
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
+    with told_as_disk_error(path, "write", WRITE_ELSEWHERE):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            FigureCanvasAgg(figure).print_png(str(beside))
+            beside.replace(path)
+        finally:
+            beside.unlink(missing_ok=True)
 
 
 def text_style(fonts: TextFonts, size_pt: float) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from featx.auditing import Audit
-from featx.cache.files import told_as_disk_error
+from featx.cache.files import WRITE_ELSEWHERE, told_as_disk_error
 from featx.cross_validation import FIGURES, CrossValidation
 from featx.evaluation import Evaluation
 from featx.metrics import Reliability
@@ -38,7 +38,7 @@ def write_evaluation(
         The folder cannot be written.
     """
     folder = Path(folder)
-    with told_as_disk_error(folder, "write to"):
+    with told_as_disk_error(folder, "write to", WRITE_ELSEWHERE):
         folder.mkdir(parents=True, exist_ok=True)
         paths = [folder / name for name in ("report.json", "classes.csv", "confusion.csv")]
         pictures = ("confusion.png", "reliability.png")
@@ -107,7 +107,7 @@ def write_cross_validation(
     names = ("cross_validation.json", "folds.csv", "cross_validated.csv")
     paths = tuple(folder / name for name in names)
     data = found.to_dict()
-    with told_as_disk_error(folder, "write to"):
+    with told_as_disk_error(folder, "write to", WRITE_ELSEWHERE):
         folder.mkdir(parents=True, exist_ok=True)
         text = json.dumps(data, ensure_ascii=False, indent=2)
         paths[0].write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
@@ -152,7 +152,7 @@ def write_audit(folder: str | os.PathLike[str], audit: Audit) -> tuple[Path, ...
     paths = tuple(folder / name for name in names)
     told = {(pair.path, pair.other_path) for pair in audit.conflicts}
     pairs = [pair for pair in audit.duplicates if (pair.path, pair.other_path) not in told]
-    with told_as_disk_error(folder, "write to"):
+    with told_as_disk_error(folder, "write to", WRITE_ELSEWHERE):
         folder.mkdir(parents=True, exist_ok=True)
         text = json.dumps(audit.to_dict(), ensure_ascii=False, indent=2)
         paths[0].write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
