@@ -52,3 +52,33 @@ def test_figures_are_there_although_they_cannot_be_written(
     assert "committed" not in result.stderr
     result = featx_(*words.split(), "--json", code=6)
     assert json.loads(result.stdout)
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("evaluate --repeats 3", "go with --cv"),
+        ("evaluate --cv 2 --include-trained", "leave --on, --include-trained and --bootstrap away"),
+        ("evaluate --cv 2 --on all", "leave --on, --include-trained and --bootstrap away"),
+        ("evaluate --cv 2 --bootstrap 5", "leave --on, --include-trained and --bootstrap away"),
+        ("fit-head --C 1 --cs dinov2", "--C gives the one value"),
+        ("fit-head --C 1 --cv 3", "--C gives the one value"),
+        ("fit-head --head mlp --hidden 12.7,3", "--hidden takes whole numbers"),
+        ("fit-head --head mlp --hidden inf", "--hidden takes whole numbers"),
+        ("fit-head --like cache/a.logistic.safetensors --head logistic", "leave the others away"),
+        ("fit-head --like cache/a.logistic.safetensors --curves x.png", "not logistic"),
+        ("fit-head --like cache/a.knn.safetensors --curves x.png", "not knn"),
+    ],
+)
+def test_an_option_that_would_be_left_unused_is_refused(cache: Path, words: str, told: str) -> None:
+    if "safetensors" in words:
+        featx_("fit-head", "--head", "knn" if "knn" in words else "logistic", *FAST)
+    assert told in featx_(*words.split(), code=2).stderr
+
+
+def test_the_curves_of_a_repeated_head_are_drawn(cache: Path, tmp_path: Path) -> None:
+    like = tmp_path / "mlp.safetensors"
+    featx_("fit-head", "--head", "mlp", "--epochs", 2, "--hidden", "8,4", "--out", like, *FAST)
+    other = write_cache(tmp_path / "cache" / "b.h5", first_image=100)
+    featx_("fit-head", other, "--like", like, "--curves", tmp_path / "x.png", *FAST)
+    assert (tmp_path / "x.png").is_file()

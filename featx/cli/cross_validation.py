@@ -29,7 +29,6 @@ def cross_validation(
     kind: str | None,
     out_dir: Path | None,
     cv: int,
-    repeats: int,
     json_output: bool,
     **keywords: Any,
 ) -> None:
@@ -59,7 +58,6 @@ def cross_validation(
             cache,
             head=kind or "logistic",
             cv=cv,
-            repeats=repeats,
             advance=advance,
             **keywords,
             **params,

@@ -14,6 +14,7 @@ from featx.cli.options import (
     DuplicateThreshold,
     Json,
     Seed,
+    given,
 )
 from featx.cli.output import command, print_json, tell
 from featx.cli.reporting import print_evaluation
@@ -33,7 +34,9 @@ def evaluate(
             "its own cache if none is named.",
         ),
     ] = None,
-    on: Annotated[str, typer.Option(help="held-out, or all labelled images.")] = "held-out",
+    on: Annotated[
+        str | None, typer.Option(help="held-out (the default), or all labelled images.")
+    ] = None,
     include_trained: Annotated[
         bool, typer.Option(help="Test also on images that were trained on (no honest figure).")
     ] = False,
@@ -46,7 +49,9 @@ def evaluate(
         ),
     ] = None,
     duplicate_threshold: DuplicateThreshold = None,
-    bootstrap: Annotated[int, typer.Option(min=0, help="Draws for the 95 % intervals.")] = 1000,
+    bootstrap: Annotated[
+        int | None, typer.Option(min=0, help="Draws for the 95 % intervals: 1000.")
+    ] = None,
     cv: Annotated[
         int | None,
         typer.Option(
@@ -55,7 +60,9 @@ def evaluate(
             "so many folds over all labelled images, every choice made inside the folds.",
         ),
     ] = None,
-    repeats: Annotated[int, typer.Option(min=1, help="--cv: times the folds are drawn.")] = 10,
+    repeats: Annotated[
+        int | None, typer.Option(min=1, help="--cv: times the folds are drawn: 10.")
+    ] = None,
     group: Annotated[
         str | None,
         typer.Option(
@@ -79,13 +86,18 @@ def evaluate(
 
     cache, head = _cache_and_head(files or [])
     if cv is not None:
+        if on is not None or include_trained or bootstrap is not None:
+            raise InputError(
+                "--cv tests every labelled image, by heads that were fitted without it: leave "
+                "--on, --include-trained and --bootstrap away"
+            )
         cross_validation(
             cache,
             head,
             kind=head_kind,
             out_dir=out_dir,
             cv=cv,
-            repeats=repeats,
+            **given(repeats=repeats),
             group=group,
             group_duplicates=group_duplicates,
             duplicate_threshold=duplicate_threshold,
@@ -95,21 +107,21 @@ def evaluate(
             json_output=json_output,
         )
         return
-    if group is not None or head_kind is not None or group_duplicates:
+    if group is not None or head_kind is not None or group_duplicates or repeats is not None:
         raise InputError(
-            "--group, --group-duplicates and --head of evaluate go with --cv; fit-head has them too"
+            "--group, --group-duplicates, --head and --repeats of evaluate go with --cv; fit-head "
+            "has them too"
         )
-    if on not in ("held-out", "all"):
+    if on not in (None, "held-out", "all"):
         raise InputError(f"--on must be held-out or all, got {on!r}")
     evaluation = run(
         cache,
         head,
-        on=on,  # type: ignore[arg-type]  # checked above
         include_trained=include_trained,
         duplicate_threshold=duplicate_threshold,
-        bootstrap=bootstrap,
         seed=seed,
         cache_dir=cache_dir,
+        **given(on=on, bootstrap=bootstrap),
     )
     if json_output:
         print_json(evaluation.to_dict())

@@ -19,6 +19,7 @@ from featx.cli.options import (
     Seed,
     given,
     numbers,
+    whole_numbers,
 )
 from featx.cli.output import command, print_json
 from featx.errors import InputError
@@ -30,11 +31,12 @@ def fit_head(
         Path | None, typer.Argument(help="A cache; the newest in --cache-dir if none is named.")
     ] = None,
     head: Annotated[
-        str,
+        str | None,
         typer.Option(
-            help="logistic, linear, mlp, ridge, knn or centroid; all fits and ranks every one."
+            help="logistic (the default), linear, mlp, ridge, knn or centroid; all fits and ranks "
+            "every one."
         ),
-    ] = "logistic",
+    ] = None,
     out_file: Annotated[
         Path | None, typer.Option("--out", help="The head file, instead of the default name.")
     ] = None,
@@ -174,7 +176,6 @@ def fit_head(
     from featx.fitting import fit_head as fit
     from featx.fitting import fit_like
 
-    sizes = numbers(hidden, "hidden")
     where: dict[str, Any] = {"device": device, "cache_dir": cache_dir}
     common: dict[str, Any] = {"seed": seed, **given(test_fraction=test_fraction, group=group)}
     more: dict[str, Any] = given(
@@ -194,7 +195,7 @@ def fit_head(
             batch_size=batch_size,
             optimizer=optimizer,
             weight_decay=weight_decay,
-            hidden=tuple(int(size) for size in sizes) if sizes else None,
+            hidden=whole_numbers(hidden, "hidden"),
             dropout=dropout,
             patience=patience,
             n_seeds=n_seeds,
@@ -210,13 +211,16 @@ def fit_head(
             precision=precision,
         ),
     }
+    if c is not None and (cs is not None or cv is not None):
+        raise InputError("--C gives the one value, so that there is none to choose: leave --cs and "
+                         "--cv away, or --C")  # fmt: skip
     if shots is not None:
         if out_file is not None or force or like or final or more or head == "all":
             raise InputError("--shots writes no head: leave --out, --force, --like, --final, "
                              "--calibrate and duplicates away, "
                              "and name one kind of head")  # fmt: skip
-        keywords = {**where, **common, **params, **given(repeats=repeats)}
-        few_shot(cache, head=head, shots=shots, curves=curves, json_output=json_output, **keywords)
+        keywords = {**where, **common, **params, **given(head=head, repeats=repeats)}
+        few_shot(cache, shots=shots, curves=curves, json_output=json_output, **keywords)
         return
     if repeats is not None:
         raise InputError("--repeats goes with --shots")
@@ -225,16 +229,15 @@ def fit_head(
             raise InputError("--head all takes the defaults of every head: leave its options away")
         fit_all(cache, force=force, json_output=json_output, **where, **common)
         return
-    if curves is not None and head not in ("linear", "mlp"):
-        raise InputError(f"--curves needs a head with epochs (linear or mlp), not {head}")
+    if curves is not None:
+        _check_has_epochs(head, like)
     if like is not None:
-        alone = not (params or group or seed or more) and test_fraction is None
-        if not alone or head != "logistic":
+        if params or group or seed or more or head is not None or test_fraction is not None:
             raise InputError("--like repeats all settings of that head: leave the others away")
         fitted = fit_like(like, cache, out=out_file, force=force, **where)
     else:
         keywords = {**where, **common, **more, **params}
-        fitted = fit(cache, head=head, out=out_file, force=force, **keywords)
+        fitted = fit(cache, head=head or "logistic", out=out_file, force=force, **keywords)
     made = fitted
     if final:
         from featx.finalising import fit_final
@@ -248,6 +251,17 @@ def fit_head(
             print_final(made)
     if curves is not None:  # after the figures, which a full disk must not take along
         draw_curves(fitted, curves)
+
+
+def _check_has_epochs(head: str | None, like: Path | None) -> None:
+    """Refuse to draw the epochs of a head without any, before it is fitted."""
+    if like is not None:
+        from featx.heads.cached import load_recorded
+
+        head = load_recorded(like).kind
+    if head not in ("linear", "mlp"):
+        kind = head or "logistic"
+        raise InputError(f"--curves needs a head with epochs (linear or mlp), not {kind}")
 
 
 def _learning_rates(text: str | None) -> float | tuple[float, ...] | str | None:

@@ -70,6 +70,22 @@ def numbers(text: str | None, name: str, length: int | None = None) -> tuple[flo
     return values
 
 
+def whole_numbers(text: str | None, name: str) -> tuple[int, ...] | None:
+    """``512,256`` as whole numbers; None stays None.
+
+    Raises
+    ------
+    InputError
+        Not whole numbers: none is rounded.
+    """
+    values = numbers(text, name)
+    if values is None:
+        return None
+    if not all(value.is_integer() for value in values):
+        raise InputError(f"--{name} takes whole numbers separated by commas, got {text!r}")
+    return tuple(int(value) for value in values)
+
+
 def given(**options: Any) -> dict[str, Any]:
     """Only those options that were given: what is None is left to the default below."""
     return {name: value for name, value in options.items() if value is not None}
