@@ -640,13 +640,17 @@ def test_predictions_of_files_with_odd_names_are_written(colour_folder: Folder) 
 
 def test_a_head_without_images_to_choose_on_is_fitted_and_told(tmp_path: Path) -> None:
     write_cache(tmp_path / "cache" / "a.h5", n=6)
-    code = "import warnings; warnings.simplefilter('ignore'); from featx.cli import main; main()"
     run = subprocess.run(
-        [sys.executable, "-c", code, "fit-head", "--head", "linear", "--epochs", "2",
+        [sys.executable, "-m", "featx", "fit-head", "--head", "linear", "--epochs", "2",
          "--curves", "c.png"], capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert run.returncode == 0, run.stderr
     assert "epoch 2" in run.stdout
+    warned = [line for line in run.stderr.splitlines() if line.startswith("warning: ")]
+    assert len(warned) == 1
+    assert warned[0].startswith("warning: no rows could be set aside to choose the epoch (")
+    assert "UserWarning" not in run.stderr
+    assert ".py" not in run.stderr
     assert (tmp_path / "c.png").is_file()
 
 

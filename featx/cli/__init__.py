@@ -9,7 +9,8 @@ from __future__ import annotations
 import io
 import sys
 import warnings
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Final, TextIO
 
 import typer
 
@@ -26,6 +27,7 @@ from featx.cli import (
     interchange,
     predict,
 )
+from featx.cli.output import tell
 
 app = typer.Typer(
     name="featx",
@@ -78,6 +80,25 @@ def _options(
     pass
 
 
+_HERE: Final = Path(__file__).parents[1]
+_show_as_python_does = warnings.showwarning
+
+
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """A warning of featx as a sentence; another library's with its place, for a report."""
+    if file is None and _HERE in Path(filename).parents:
+        tell(f"warning: {message}")
+        return
+    _show_as_python_does(message, category, filename, lineno, file, line)
+
+
 def main() -> None:
     """Run the command that the arguments name, and exit."""
     for stream in (sys.stdout, sys.stderr):
@@ -86,4 +107,5 @@ def main() -> None:
             stream.reconfigure(errors="backslashreplace")
     # Pillow warns of odd metadata in files it then reads; those it cannot read are named
     warnings.filterwarnings("ignore", module=r"PIL\.")
+    warnings.showwarning = _show_warning
     app()
