@@ -64,6 +64,7 @@ def test_figures_are_there_although_they_cannot_be_written(
         ("fit-head --C 1 --cs dinov2", "--C gives the one value"),
         ("fit-head --C 1 --cv 3", "--C gives the one value"),
         ("fit-head --head mlp --hidden 12.7,3", "--hidden takes whole numbers"),
+        ("fit-head --n-seeds 3", "has no parameter n_seeds, nor such an option"),
         ("fit-head --head mlp --hidden inf", "--hidden takes whole numbers"),
         ("fit-head --like cache/a.logistic.safetensors --head logistic", "leave the others away"),
         ("fit-head --like cache/a.logistic.safetensors --curves x.png", "not logistic"),
@@ -82,3 +83,15 @@ def test_the_curves_of_a_repeated_head_are_drawn(cache: Path, tmp_path: Path) ->
     other = write_cache(tmp_path / "cache" / "b.h5", first_image=100)
     featx_("fit-head", other, "--like", like, "--curves", tmp_path / "x.png", *FAST)
     assert (tmp_path / "x.png").is_file()
+
+
+def test_info_of_a_final_head_keeps_its_report_short(cache: Path, tmp_path: Path) -> None:
+    featx_("fit-head", "--final", *FAST)
+    final = tmp_path / "cache" / "a.logistic.final.safetensors"
+    lines = featx_("info", final).stdout.splitlines()
+    names = [line.split()[0] for line in lines if line.startswith("final.")]
+    choice = [f"final.choice.{name}" for name in ("accuracy", "on", "params.C", "what")]
+    accuracy = [f"final.accuracy.{name}" for name in ("high", "low", "value")]
+    assert names == [*choice, "final.head", *accuracy, "final.n", "final.tested_on"]
+    report = json.loads(featx_("info", final, "--json").stdout)["final"]["report"]
+    assert "confusion" in report  # all of it, for programs

@@ -52,7 +52,7 @@ def info(
         print_json(facts)
         return
     shown = table(None, "field", "value")
-    for name, value in _flat(facts):
+    for name, value in _flat(_in_short(facts)):
         shown.add_row(name, value)
     out().print(shown)
 
@@ -85,6 +85,17 @@ def _head_facts(path: Path) -> dict[str, Any]:
 
     file = load_head(path)
     return {"head": str(path), "kind": file.kind, "classes": list(file.classes), **file.metadata}
+
+
+def _in_short(facts: dict[str, Any]) -> dict[str, Any]:
+    """The facts for a person: of the report that a final head keeps, what to say of the head."""
+    final = facts.get("final")
+    report = final.get("report") if isinstance(final, dict) else None
+    if not isinstance(final, dict) or not isinstance(report, dict):
+        return facts
+    before = {name: value for name, value in final.items() if name != "report"}
+    told = {name: report[name] for name in ("accuracy", "n", "tested_on") if name in report}
+    return {**facts, "final": before | told}
 
 
 def _flat(value: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:

@@ -36,8 +36,8 @@ def make_head(kind: str, params: Mapping[str, Any], *, device: str, seed: int) -
     unknown = sorted(set(params) - set(known))
     if unknown:
         raise InputError(
-            f"head {kind!r} has no parameter {', '.join(unknown)}; "
-            f"it has {', '.join(sorted(known))}"
+            f"head {kind!r} has no parameter {', '.join(unknown)}, nor such an option; its "
+            f"parameters are {', '.join(sorted(known))}"
         )
     return HEADS[kind](**{"device": device, "random_state": seed, **params})
 
