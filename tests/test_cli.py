@@ -260,7 +260,10 @@ def test_a_calibrated_head_says_so_wherever_it_is_used(tmp_path: Path) -> None:
     head = "cache/a.logistic+C=100+calibrated.safetensors"
     calibrated = featx_("predict", head, "cache/a.h5", "--json")
     plain = featx_("predict", head, "cache/a.h5", "--json", "--uncalibrated")
-    assert f"probabilities at {named}" in calibrated.stderr
+    assert (
+        f"probabilities at {named}, which was fitted with the head, or with the one before a final "
+        "fit; --uncalibrated gives the head's own"
+    ) in calibrated.stderr
     assert "temperature" not in plain.stderr
     first, other = (json.loads(r.stdout.splitlines()[0]) for r in (calibrated, plain))
     assert first["class"] == other["class"]

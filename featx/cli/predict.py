@@ -97,8 +97,8 @@ def predict(
         _show(predictions, show)
     if predictions.temperature is not None:
         tell(
-            f"probabilities at temperature {predictions.temperature:.3g}, which the head was "
-            "calibrated to; --uncalibrated gives its own"
+            f"probabilities at temperature {predictions.temperature:.3g}, which was fitted with "
+            "the head, or with the one before a final fit; --uncalibrated gives the head's own"
         )
     tell_failures(predictions.failed)
     exit_if_failed(predictions.failed)
