@@ -321,6 +321,15 @@ def test_the_curves_are_the_history_and_the_kept_epoch_is_marked(tmp_path, drawn
     assert loss.lines[2].get_xdata()[0] == 2
 
 
+def test_the_legend_of_the_curves_covers_none_of_them(tmp_path, drawn):
+    training_curves_png(tmp_path / "t.png", _history())
+    (legend,) = drawn[0].legends
+    assert [text.get_text() for text in legend.get_texts()] == ["training", "validation"]
+    for axes in drawn[0].axes:
+        assert axes.get_legend() is None
+        assert not legend.get_window_extent().overlaps(axes.get_window_extent())
+
+
 def test_without_validation_only_the_training_curves_are_drawn(tmp_path, drawn):
     training_curves_png(tmp_path / "t.png", _history(val_loss=[], val_accuracy=[], best_epoch=None))
     assert [len(axes.lines) for axes in drawn[0].axes] == [1, 1]

@@ -267,7 +267,6 @@ def training_curves_png(
         axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)
         axes.tick_params(colors=MUTED, labelsize=8)
-        axes.legend(frameon=False, prop=fonts.properties(9.0), loc="best")
         if what == "accuracy":
             axes.set_ylim(top=1.02)
         elif thin:
@@ -277,6 +276,10 @@ def training_curves_png(
         names = [f"validation, {name}" for name, _ in thin]
         style = {"frameon": False, "prop": fonts.properties(7.0)}
         figure.legend(lines, names, loc="outside right upper", **style)
+    # below the frames, where it covers no curve
+    both: dict[str, Any] = {"frameon": False, "prop": fonts.properties(9.0), "ncols": 2}
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", **both)
     save_png(figure, Path(path))
     return (fonts.warning,) if fonts.warning else ()
 
