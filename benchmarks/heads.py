@@ -8,9 +8,9 @@ Run it from the root of the repository. Features are drawn by seed (`benchmarks.
 - `sweep`: the same features, DINOv2's 45 values of C, the strongest penalty first, each from the
   one before; scikit-learn's with ``warm_start=True``;
 - `wide`: 9,430 x 50,176 features, one C, and the memory that featx takes beside X;
-- `ridge`: 13 values of alpha, one of the best leave-one-out accuracy (which is the same for both),
-  beside RidgeClassifierCV, in float64; at the alpha that this takes the coefficients are the same.
-  featx fits its temperature as well;
+- `ridge`: 13 values of alpha, one of the best leave-one-out accuracy (the same for both), beside
+  RidgeClassifierCV in float64; at the alpha that this takes the coefficients are the same. featx
+  fits its temperature as well;
 - `mlp`: 100 epochs of one hidden layer, beside a DataLoader loop of the same recipe: AdamW, batches
   of 64, fp32. featx measures loss and accuracy on all rows after every epoch, the loop never;
 - `large`: 1,281,167 x 2,048 features, 1,000 classes, for a GPU: seconds only. Not run by default.

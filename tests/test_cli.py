@@ -69,7 +69,7 @@ def test_failed_images_end_in_code_3_and_are_named(colour_folder: Folder) -> Non
     root = colour_folder()
     (root / "red" / "bad.jpg").write_text("no picture")
     made = featx_("extract", *TINY, "--weights", "random", "birds", code=3)
-    assert "1 images could not be used" in made.stderr
+    assert "1 image could not be used" in made.stderr
     assert "red/bad.jpg: undecodable" in made.stderr
     featx_("fit-head")
     head = f"cache/{NAME}.logistic.safetensors"
@@ -615,7 +615,7 @@ def test_no_table_is_printed_of_bad_files_alone(colour_folder: Folder, tmp_path:
     (tmp_path / "bad.png").write_bytes(b"cut short")
     made = featx_("predict", f"cache/{NAME}.logistic.safetensors", tmp_path / "bad.png", code=3)
     assert made.stdout == ""
-    assert "1 images could not be used" in made.stderr
+    assert "1 image could not be used" in made.stderr
 
 
 def test_predictions_of_files_with_odd_names_are_written(colour_folder: Folder) -> None:

@@ -40,7 +40,7 @@ def test_the_newest_cache_is_exported_beside_it() -> None:
 def test_images_without_features_are_named_and_end_in_code_3() -> None:
     write_cache(Path("a.h5"))
     made = featx_("export", "a.h5", "--to", "csv", code=3)
-    assert "1 images could not be used" in made.stderr
+    assert "1 image could not be used" in made.stderr
     assert "bad.jpg: undecodable (broken)" in made.stderr
     assert json.loads(featx_("export", "a.h5", "--to", "csv", "--json", code=3).stdout) == {
         "file": "a.csv",

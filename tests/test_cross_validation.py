@@ -188,7 +188,10 @@ def test_duplicates_that_folds_may_part_are_counted_and_can_be_kept_together(
     assert "leaks: 5 of 59 images have a duplicate that the folds may part" in " ".join(
         stderr.split()
     )
-    code, _, stderr = run("evaluate", path, "--cv", "3", "--repeats", "1", "--group-duplicates")
+    code, stdout, stderr = run(
+        "evaluate", path, "--cv", "3", "--repeats", "1", "--group-duplicates"
+    )
+    assert "3 folds, drawn once" in stdout
     assert code == 0
     assert "leaks: 0 of 59 images" in " ".join(stderr.split())
 

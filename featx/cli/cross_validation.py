@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from featx.cli.output import out, print_json, progress_of_fits, table, tell
+from featx.cli.output import images, out, print_json, progress_of_fits, table, tell
 from featx.errors import InputError
 
 if TYPE_CHECKING:
@@ -101,9 +101,9 @@ def _print(found: CrossValidation) -> None:
     if found.never_tested:
         tell(f"never tested: {found.never_tested:,} images, the only ones of their class or group")
     if found.unlabelled:
-        tell(f"left out: {found.unlabelled:,} images without a label")
+        tell(f"left out: {images(found.unlabelled)} without a label")
     if found.failed:
-        tell(f"left out: {found.failed:,} images that could not be used")
+        tell(f"left out: {images(found.failed)} that could not be used")
 
 
 def _leaks(found: CrossValidation) -> str:

@@ -16,7 +16,7 @@ from featx.cli.options import (
     Seed,
     given,
 )
-from featx.cli.output import command, print_json, tell
+from featx.cli.output import command, images, print_json, tell
 from featx.cli.reporting import print_evaluation
 from featx.errors import InputError
 
@@ -147,13 +147,13 @@ def _cache_and_head(files: list[Path]) -> tuple[Path | None, Path | None]:
 def _tell_left_out(evaluation: Evaluation) -> None:
     if evaluation.trained_left_out:
         tell(
-            f"left out: {evaluation.trained_left_out:,} images that the head was trained or "
+            f"left out: {images(evaluation.trained_left_out)} that the head was trained or "
             "chosen on"
         )
     if evaluation.unknown:
         told: Any = ", ".join(f"{name} ({count})" for name, count in evaluation.unknown.items())
         tell(f"left out: images of classes the head does not know: {told}")
     if evaluation.unlabelled:
-        tell(f"left out: {evaluation.unlabelled:,} images without a label")
+        tell(f"left out: {images(evaluation.unlabelled)} without a label")
     if evaluation.failed:
-        tell(f"left out: {evaluation.failed:,} images that could not be used")
+        tell(f"left out: {images(evaluation.failed)} that could not be used")

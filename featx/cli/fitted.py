@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from featx.cli.output import out, table, tell
+from featx.cli.output import images, out, table, tell
 
 if TYPE_CHECKING:
     from featx.fitting import Fit
@@ -30,9 +30,9 @@ def print_fit(fitted: Fit, *, is_last: bool = True) -> None:
     for note in split.notes:
         tell(note)
     if split.unlabelled:
-        tell(f"left out: {split.unlabelled:,} images without a label")
+        tell(f"left out: {images(split.unlabelled)} without a label")
     if split.left_out:
-        tell(f"left out: {split.left_out:,} images outside the given split")
+        tell(f"left out: {images(split.left_out)} outside the given split")
     facts = metadata["fit"]
     shown = table(None, "head", "classes", "trained on", "chosen on", "held out", "chosen",
                   "majority in training")  # fmt: skip

@@ -108,13 +108,18 @@ def _out_of_memory(error: Exception) -> bool:
     return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
 
 
+def images(count: int) -> str:
+    """``1 image``, ``1,200 images``."""
+    return f"{count:,} image{'' if count == 1 else 's'}"
+
+
 def tell_failures(failed: Sequence[Any], *, json_output: bool = False) -> None:
     """Name the first images that could not be used, and count the rest."""
     if not failed or json_output:
         return
     from featx.image_sources import shown
 
-    tell(f"{len(failed):,} images could not be used:")
+    tell(f"{images(len(failed))} could not be used:")
     for image in failed[:_SHOWN_FAILURES]:  # one line each, whatever the names hold
         tell(f"  {shown(image.path)}: {image.status.words} ({image.reason})")
     if len(failed) > _SHOWN_FAILURES:
