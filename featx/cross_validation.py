@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,7 +15,7 @@ from featx.devices import resolve_device
 from featx.duplicates import DEFAULT_THRESHOLD, check_threshold, find_duplicates, merged_groups
 from featx.errors import InputError
 from featx.featureset import FeatureSet, load_intact
-from featx.grouping import group_images
+from featx.grouping import group_images, with_duplicates
 from featx.heads.base import Head
 from featx.heads.making import fit_on, make_head
 from featx.images import display_names
@@ -203,7 +203,7 @@ def cross_validate(
         found = find_duplicates(features.X, features.sha256, threshold=threshold)
         if group_duplicates:
             features = features.with_groups(merged_groups(features.groups, found.groups))
-            together += f"; duplicates of similarity {threshold:g} or more"
+            together = with_duplicates(together, threshold)
         parted = count_parted(features.groups[rows], found.groups[rows])
     labels, groups = features.y[rows], features.groups[rows]
     drawn = _different_draws(labels, groups, cv, range(seed, seed + repeats))
@@ -228,14 +228,21 @@ def cross_validate(
             if advance is not None:
                 advance(len(folds), sum(n_folds))
     made = {"cv": max(n_folds), "repeats": len(drawn)}
-    summary = _summary(features, rows, together, folds, y_pred, head, params, seed, **made)
     asked = {"cv": cv, "repeats": repeats}
-    return replace(
-        summary,
+    return _summary(
+        features,
+        rows,
+        folds,
+        y_pred,
+        head=head,
+        params=dict(params),
+        seed=seed,
+        groups=together,
         asked=asked,
         parted_duplicates=parted,
         duplicate_threshold=threshold,
         notes=_notes(labels, groups, asked, made),
+        **made,
     )
 
 
@@ -281,27 +288,16 @@ def _chosen(estimator: Head) -> str:
 def _summary(
     features: FeatureSet,
     rows: np.ndarray,
-    together: str,
     folds: Sequence[Fold],
     y_pred: np.ndarray,
-    head: str,
-    params: Mapping[str, Any],
-    seed: int,
-    *,
-    cv: int,
-    repeats: int,
+    **told: Any,
 ) -> CrossValidation:
+    """What the fits came to, beside what is told of how they were made."""
     ratio = float(np.mean([fold.report.n / fold.n_train for fold in folds]))
     values = {name: [getattr(fold.report, name).value for fold in folds] for name in FIGURES}
     values["baseline"] = [fold.report.baseline.accuracy.value for fold in folds]
     return CrossValidation(
         cache=features.path,
-        head=head,
-        params=dict(params),
-        cv=cv,
-        repeats=repeats,
-        seed=seed,
-        asked={},
         figures={
             name: corrected_interval(of, ratio, largest=np.inf if name == "log_loss" else 1.0)
             for name, of in values.items()
@@ -313,14 +309,11 @@ def _summary(
         never_tested=int((y_pred[0] < 0).sum()),
         unlabelled=int((features.y < 0).sum()),
         failed=len(features.failed),
-        groups=together,
-        parted_duplicates=None,
-        duplicate_threshold=DEFAULT_THRESHOLD,
         paths=tuple(features.paths[row] for row in rows),
         classes=tuple(features.names),
         y_true=features.y[rows],
         y_pred=y_pred,
-        notes=(),
+        **told,
     )
 
 

@@ -12,7 +12,7 @@ from featx.errors import HeadError, InputError
 from featx.evaluation import evaluate
 from featx.featureset import load_intact
 from featx.fitting import Fit, describe, keep
-from featx.grouping import group_images
+from featx.grouping import kept_together
 from featx.heads.cached import load_recorded
 from featx.heads.making import fit_on, make_head
 from featx.splits import Split
@@ -72,11 +72,9 @@ def fit_final(
         )
     evaluation = evaluate(head=file.path, bootstrap=bootstrap)
     features = load_intact(evaluation.cache)
-    grouping = group_images(features, settings.get("group"))
-    features, kept_together = features.with_groups(grouping.groups), grouping.source
-    if "group_duplicates" in settings:
-        features = features.with_duplicates_grouped(settings["group_duplicates"])
-        kept_together += f"; duplicates of similarity {settings['group_duplicates']:g} or more"
+    features, together, _ = kept_together(
+        features, settings.get("group"), settings.get("group_duplicates")
+    )
     params = {
         name: value
         for name, value in file.head.get_params().items()
@@ -98,9 +96,7 @@ def fit_final(
         chosen_on="val",
         unlabelled=len(features) - len(rows),
     )
-    metadata = describe(
-        features, split, {**settings, "final": True}, estimator, groups=kept_together
-    )
+    metadata = describe(features, split, {**settings, "final": True}, estimator, groups=together)
     metadata["split"]["chosen_on"] = file.metadata["split"].get("chosen_on", "")
     metadata["final"] = {
         "head": file.path.name,

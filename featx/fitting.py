@@ -19,7 +19,7 @@ from featx.devices import resolve_device
 from featx.duplicates import DEFAULT_THRESHOLD, check_threshold
 from featx.errors import HeadError, InputError
 from featx.featureset import FeatureSet, load, load_intact
-from featx.grouping import group_images
+from featx.grouping import kept_together
 from featx.heads.base import Choice, Head
 from featx.heads.cached import is_final, load_recorded
 from featx.heads.file import HeadFile, load_head, save_head
@@ -121,15 +121,13 @@ def fit_head(
         check_threshold(duplicate_threshold)
     features = load_intact(cache if cache is not None else newest_cache(cache_dir))
     fraction = _DEFAULT_FRACTION if test_fraction is None else test_fraction
-    grouping = group_images(features, group)
-    features, kept_together = features.with_groups(grouping.groups), grouping.source
-    if group_duplicates and duplicate_threshold is not None:
-        features = features.with_duplicates_grouped(duplicate_threshold)
-        kept_together += f"; duplicates of similarity {duplicate_threshold:g} or more"
+    features, together, by_rule = kept_together(
+        features, group, duplicate_threshold if group_duplicates else None
+    )
     split = make_split(
         features.y, features.split_codes, groups=features.groups, seed=seed, test_fraction=fraction
     )
-    if test_fraction is not None and len(set(features.split.tolist()) - {""}) > 1:
+    if test_fraction is not None and _has_own_split(features):
         raise InputError(
             f"the images of {features.path} have a split of their own ({split.source}): "
             "leave --test-fraction away"
@@ -149,7 +147,7 @@ def fit_head(
         "seed": seed,
         "test_fraction": fraction,
         **({} if group is None else {"group": group}),
-        "data": _data_digest(features, split, None if group is None else grouping.groups),
+        "data": _data_digest(features, split, None if group is None else by_rule),
     }
     if group_duplicates:
         settings["group_duplicates"] = duplicate_threshold
@@ -162,7 +160,7 @@ def fit_head(
     )
     if calibrate:
         settings["calibrate"] = True
-    metadata = describe(features, split, settings, estimator, groups=kept_together)
+    metadata = describe(features, split, settings, estimator, groups=together)
     metadata["leaks"] = leaks.counts()
     if calibrate:
         metadata["calibration"] = fit_calibration(
@@ -216,14 +214,13 @@ def fit_like(
         if name not in ("device", "random_state") and value != defaults[name]
     }
     features = load(cache if cache is not None else newest_cache(cache_dir))  # checked below
-    own_split = len(set(features.split.tolist()) - {""}) > 1
     return fit_head(
         features.path,
         head=file.kind,
         out=out,
         force=force,
         seed=settings["seed"],
-        test_fraction=None if own_split else settings["test_fraction"],
+        test_fraction=None if _has_own_split(features) else settings["test_fraction"],
         group=settings.get("group"),
         device=device,
         calibrate=settings.get("calibrate", False),
@@ -266,6 +263,11 @@ def keep(
         },
     )
     return Fit(path, load_head(path), split, features, leaks, replaced)
+
+
+def _has_own_split(features: FeatureSet) -> bool:
+    """Whether the images came in a training part and another."""
+    return len(set(features.split.tolist()) - {""}) > 1
 
 
 def _check_classes(features: FeatureSet, split: Split) -> None:

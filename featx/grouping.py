@@ -82,6 +82,29 @@ def group_images(features: FeatureSet, rule: str | None) -> Grouping:
     return Grouping(groups, len(numbers), n_alone, _words(len(numbers), by, n_alone))
 
 
+def kept_together(
+    features: FeatureSet, rule: str | None, duplicate_threshold: float | None
+) -> tuple[FeatureSet, str, npt.NDArray[np.int64]]:
+    """The same set with the groups that nothing may part, these in words, and those of the rule.
+
+    Parameters
+    ----------
+    features, rule : as of `group_images`.
+    duplicate_threshold : puts duplicates of this similarity into one group too; None does not.
+    """
+    grouping = group_images(features, rule)
+    features, words = features.with_groups(grouping.groups), grouping.source
+    if duplicate_threshold is None:
+        return features, words, grouping.groups
+    features = features.with_duplicates_grouped(duplicate_threshold)
+    return features, with_duplicates(words, duplicate_threshold), grouping.groups
+
+
+def with_duplicates(words: str, threshold: float) -> str:
+    """What else is kept together where duplicates are."""
+    return f"{words}; duplicates of similarity {threshold:g} or more"
+
+
 def _words(n_groups: int, by: str, n_alone: int) -> str:
     return f"{n_groups:,} groups {by}" + (f", {n_alone:,} images alone" if n_alone else "")
 

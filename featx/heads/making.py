@@ -64,9 +64,10 @@ def fit_on(
     keywords: dict[str, Any] = {}
     if groups is not None and (groups[rows] >= 0).any():
         keywords["groups"] = groups[rows]
-    has_val = val_rows is not None and len(val_rows) > 0
+    if val_rows is not None and not len(val_rows):
+        val_rows = None
     if isinstance(estimator, NetworkHead):  # reads the rows of the memory map as it needs them
-        return estimator.fit(X, y, rows=rows, val_rows=val_rows if has_val else None, **keywords)
-    if val_rows is not None and has_val:
+        return estimator.fit(X, y, rows=rows, val_rows=val_rows, **keywords)
+    if val_rows is not None:
         keywords |= {"X_val": RowView(X, val_rows), "y_val": y[val_rows]}
     return estimator.fit(RowView(X, rows), y[rows], **keywords)
