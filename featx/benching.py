@@ -208,7 +208,8 @@ def _network(work: _Work) -> tuple[StageRate, dict[str, Any]]:
     """The rate of the network, and the numbers behind its limit."""
     pipeline, device = work.pipeline, work.pipeline.device
     precision = gemm_precision(device, pipeline.precision)
-    shape = (pipeline.backbone.transform.crop,) * 2
+    transform = pipeline.backbone.transform
+    shape = transform.channels, transform.crop, transform.crop
     assert pipeline.network is not None
     flops = flops_per_image(pipeline.network, shape)
 

@@ -40,10 +40,11 @@ def resized(windows: Windows, device: torch.device) -> torch.Tensor:
 
     Returns
     -------
-    (batch_size, crop, crop, 3) uint8 on `device`.
+    (batch_size, crop, crop, channels) uint8 on `device`.
     """
     crop = windows.crop
-    batch = torch.zeros((len(windows), crop, crop, 3), dtype=torch.uint8, device=device)
+    shape = len(windows), crop, crop, windows.channels
+    batch = torch.zeros(shape, dtype=torch.uint8, device=device)
     first = 0
     for group in _groups(windows.parts, crop):
         batch[first : first + len(group)] = _resized(group, crop, device)
@@ -75,7 +76,7 @@ def _groups(parts: Sequence[Part], crop: int) -> Iterator[Sequence[Part]]:
     """Consecutive pictures that are resized together."""
     first = n_values = 0
     for i, (pixels, _) in enumerate(parts):
-        values = 3 * crop * max(len(pixels), crop)
+        values = pixels.shape[2] * crop * max(len(pixels), crop)
         if n_values and n_values + values > _MAX_VALUES:
             yield parts[first:i]
             first, n_values = i, 0
@@ -84,9 +85,10 @@ def _groups(parts: Sequence[Part], crop: int) -> Iterator[Sequence[Part]]:
 
 
 def _resized(parts: Sequence[Part], crop: int, device: torch.device) -> torch.Tensor:
-    """(p, crop, crop, 3) uint8, of p pictures."""
+    """(p, crop, crop, c) uint8, of p pictures."""
+    c = parts[0][0].shape[2]
     whole = Axis(crop, crop, 0, crop)  # of a picture that is resized already: every pixel itself
-    windows = [window or Window(whole, whole, crop) for _, window in parts]
+    windows = [window or Window(whole, whole, crop, c) for _, window in parts]
     low_x, weights_x = _tables([window.across for window in windows], crop, device)
     low_y, weights_y = _tables([window.down for window in windows], crop, device)
     h, w = np.array([pixels.shape[:2] for pixels, _ in parts]).T  # (p) each
@@ -101,14 +103,14 @@ def _resized(parts: Sequence[Part], crop: int, device: torch.device) -> torch.Te
         (weights.index_select(0, where).flatten() for weights in weights_x),
     )
     # What lies behind the last row has weight 0, but must be there.
-    between = rows.new_zeros((len(picture) + len(weights_y), 3 * crop))
-    between[: len(picture)] = rows.view(-1, 3 * crop)
+    between = rows.new_zeros((len(picture) + len(weights_y), c * crop))
+    between[: len(picture)] = rows.view(-1, c * crop)
     columns = _sums(
         between,
         (_there(first_row, device)[:, None] + low_y).flatten(),
         (weights.flatten() for weights in weights_y),
     )
-    return columns.view(-1, crop, crop, 3)
+    return columns.view(-1, crop, crop, c)
 
 
 def _sums(
@@ -154,11 +156,12 @@ def _table(axis: Axis, crop: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _flat(pictures: Sequence[np.ndarray], spare: int, device: torch.device) -> torch.Tensor:
-    """(pixels, 3) uint8: the pixels of all pictures, and some more, on `device`."""
-    n = sum(pixels.size for pixels in pictures) // 3
-    flat = torch.empty((n + spare, 3), dtype=torch.uint8, pin_memory=device.type == "cuda")
+    """(pixels, c) uint8: the pixels of all pictures, and some more, on `device`."""
+    c = pictures[0].shape[2]
+    n = sum(pixels.size for pixels in pictures) // c
+    flat = torch.empty((n + spare, c), dtype=torch.uint8, pin_memory=device.type == "cuda")
     flat[n:] = 0
-    np.concatenate([pixels.reshape(-1, 3) for pixels in pictures], out=flat.numpy()[:n])
+    np.concatenate([pixels.reshape(-1, c) for pixels in pictures], out=flat.numpy()[:n])
     return flat.to(device, non_blocking=True)
 
 

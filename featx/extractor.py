@@ -19,6 +19,8 @@ from featx.loading import Picture
 from featx.pipeline import MemorySink, Pipeline, build_pipeline
 from featx.specs import ExtractOptions
 
+_CHANNELS = ((), (1,), (3,))  # what an array may have behind its height and width
+
 
 class FeatureExtractor(TransformerMixin, BaseEstimator):
     """Features of a frozen pretrained backbone as a scikit-learn transformer.
@@ -88,7 +90,8 @@ class FeatureExtractor(TransformerMixin, BaseEstimator):
 
         Parameters
         ----------
-        X : n images, each a path, a PIL image, or a uint8 array (h, w, 3) or (h, w).
+        X : n images, each a path, a PIL image, or a uint8 array (h, w, 3), (h, w, 1) or
+            (h, w).
 
         Returns
         -------
@@ -109,8 +112,7 @@ class FeatureExtractor(TransformerMixin, BaseEstimator):
         def load(image: Any) -> Picture:
             if isinstance(image, (str, os.PathLike)):
                 return load_file(Path(image))
-            pixels = pipeline.backbone.transform.resize_crop(_pixels(image), mode=self.decode)  # type: ignore[arg-type]
-            return Picture(pixels, bytes(32))
+            return Picture(pipeline.loader.resized(_pixels(image)), bytes(32))
 
         with IsolatedLoader(pipeline.loader) as load_file:  # starts nothing without a path
             run(enumerate(X), load, engine=pipeline.engine, sink=sink, workers=self.workers)
@@ -167,12 +169,16 @@ class FeatureExtractor(TransformerMixin, BaseEstimator):
 
 def _pixels(image: Any) -> np.ndarray:
     if isinstance(image, np.ndarray):
-        if image.dtype != np.uint8 or image.ndim not in (2, 3) or image.shape[2:] not in ((), (3,)):
+        if image.dtype != np.uint8 or image.ndim not in (2, 3) or image.shape[2:] not in _CHANNELS:
             raise InputError(
-                f"an image array must be uint8 of shape (h, w, 3) or (h, w), got {image.dtype} "
-                f"{image.shape}"
+                "an image array must be uint8 of shape (h, w, 3), (h, w, 1) or (h, w), got "
+                f"{image.dtype} {image.shape}"
             )
-        return image if image.ndim == 3 else np.repeat(image[..., None], 3, axis=2)
+        return (
+            image
+            if image.shape[2:] == (3,)
+            else np.repeat(image.reshape(*image.shape[:2], 1), 3, axis=2)
+        )
     if hasattr(image, "getbands"):
         return from_pil(image)
     raise InputError(

@@ -69,6 +69,28 @@ def rgb_of(image: Image.Image) -> np.ndarray:
     return pixels
 
 
+def grey_of(pixels: np.ndarray) -> np.ndarray:
+    """Return the grey pixels of RGB ones, by Pillow's rule of mode L.
+
+    L = (19595 R + 38470 G + 7471 B + 2^15) / 2^16, cut off: ITU-R 601-2 luma. Grey stays as it is.
+
+    Parameters
+    ----------
+    pixels : (h, w, 3) uint8 RGB.
+
+    Returns
+    -------
+    (h, w, 1) uint8 array
+        C-contiguous and writable.
+
+    Examples
+    --------
+    >>> grey_of(np.array([[[255, 0, 0], [7, 7, 7]]], np.uint8)).tolist()
+    [[[76], [7]]]
+    """
+    return np.array(Image.fromarray(pixels).convert("L"))[..., np.newaxis]
+
+
 def _over_white(image: Image.Image) -> np.ndarray:
     # copy: converting a palette with transparency writes alpha into the image's own palette
     straight = image.copy() if image.mode in ("P", "PA") else image

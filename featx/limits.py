@@ -60,7 +60,7 @@ def _finish(device: Device) -> None:
         torch.mps.synchronize()
 
 
-def flops_per_image(front: torch.nn.Module, input_size: tuple[int, int]) -> int:
+def flops_per_image(front: torch.nn.Module, input_shape: tuple[int, int, int]) -> int:
     """Floating-point operations for one image; a multiply-add counts as two.
 
     Convolutions and matrix products only, as `torch.utils.flop_counter` counts them. PyTorch's
@@ -68,11 +68,11 @@ def flops_per_image(front: torch.nn.Module, input_size: tuple[int, int]) -> int:
 
     Parameters
     ----------
-    front : in evaluation mode, normalised pixels (n, 3, h, w) to features.
-    input_size : (h, w).
+    front : in evaluation mode, normalised pixels (n, c, h, w) to features.
+    input_shape : (c, h, w).
     """
     device = next((tensor.device for tensor in front.parameters()), torch.device("cpu"))
-    image = torch.zeros((1, 3, *input_size), device=device)
+    image = torch.zeros((1, *input_shape), device=device)
     fused = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:

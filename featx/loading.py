@@ -17,6 +17,7 @@ import numpy as np
 
 from featx.decoding import UNREADABLE, DecodeOptions, decode, read_image
 from featx.errors import ImageError
+from featx.image_modes import grey_of
 from featx.resampling import MAX_WINDOW_BYTES, Window, Windows, matches_pillow
 from featx.transforms import Transform
 
@@ -29,7 +30,7 @@ class Picture:
 
     Attributes
     ----------
-    pixels : (crop, crop, 3) uint8; with a window (h, w, 3), the part that is to be resized.
+    pixels : (crop, crop, c) uint8; with a window (h, w, c), the part that is to be resized.
     sha256 : of the file.
     window : how it is to be resized; None where it has been.
     """
@@ -44,7 +45,7 @@ def batch_of(pictures: Sequence[Picture], batch_size: int) -> np.ndarray | Windo
 
     Returns
     -------
-    (batch_size, crop, crop, 3) uint8, or `Windows` where any is to be resized.
+    (batch_size, crop, crop, c) uint8, or `Windows` where any is to be resized.
     """
     if any(picture.window for picture in pictures):
         parts = tuple((picture.pixels, picture.window) for picture in pictures)
@@ -109,7 +110,7 @@ class Loader:
     @property
     def shape(self) -> tuple[int, int, int]:
         """Of the pixels of every picture once it is resized."""
-        return self.transform.crop, self.transform.crop, 3
+        return self.transform.crop, self.transform.crop, self.transform.channels
 
     def read(self, path: Path) -> bytes:
         """The bytes of a file; `ImageError` of status 2 or 4 where they cannot be had."""
@@ -125,19 +126,23 @@ class Loader:
         window = self._window(*pixels.shape[:2]) if self.windows else None
         if window is None or not matches_pillow():
             return Picture(self.resized(pixels), sha256)
-        return Picture(window.of(pixels), sha256, window)
+        return Picture(window.of(self._channels(pixels)), sha256, window)
 
     def _window(self, h: int, w: int) -> Window | None:
         """The part of an h x w picture that is left to be resized; None: it is resized here."""
         return self.transform.window(h, w) if self.mode == "fast" else None
 
     def pixels(self, data: bytes) -> np.ndarray:
-        """(h, w, 3) uint8 pixels in the bytes of a file, of whatever size they are."""
+        """(h, w, 3) uint8 RGB in the bytes of a file, of whatever size it is."""
         return decode(data, self.options, fast=self.mode == "fast")
 
     def resized(self, pixels: np.ndarray) -> np.ndarray:
-        """(crop, crop, 3) uint8: such pixels as the network takes them."""
-        return self.transform.resize_crop(pixels, mode=self.mode)
+        """(crop, crop, c) uint8: such pixels as the network takes them."""
+        return self.transform.resize_crop(self._channels(pixels), mode=self.mode)
+
+    def _channels(self, pixels: np.ndarray) -> np.ndarray:
+        """(h, w, c) uint8: RGB as the one or three channels that the network takes."""
+        return grey_of(pixels) if self.transform.channels == 1 else pixels
 
     @property
     def body_bytes(self) -> tuple[int, int]:
@@ -145,7 +150,7 @@ class Loader:
         size = math.prod(self.shape)
         if not self.windows:
             return size, size
-        return _SIZE.size + 3, _SIZE.size + max(size, MAX_WINDOW_BYTES)
+        return _SIZE.size + self.transform.channels, _SIZE.size + max(size, MAX_WINDOW_BYTES)
 
     def packed(self, picture: Picture) -> tuple[bytes | memoryview, ...]:
         """A picture as bytes, in parts, without its digest."""

@@ -193,6 +193,7 @@ def build_pipeline(
         precision,
         (backbone.transform.crop, backbone.transform.crop),
         _identity(backbone, front),
+        backbone.transform.channels,
     )
     with torch_threads(running.threads):
         engine = make_engine(work, running, lambda: _pictures(samples, loader))
@@ -310,7 +311,7 @@ def _identity(backbone: Backbone, front: Front) -> dict[str, Any]:
 
 
 def _pictures(samples: Sequence[Path], loader: Loader) -> np.ndarray:
-    """(m, h, w, 3) uint8: the first of `samples` that can be used, and one of noise.
+    """(m, h, w, c) uint8: the first of `samples` that can be used, and one of noise.
 
     They are decoded in another process: the first image of a folder may be one that crashes it.
     """

@@ -74,20 +74,22 @@ class Window:
     ----------
     down, across : the axes of rows and of columns.
     crop : side of the square that it becomes, black where the resized picture does not reach.
+    channels : of its pixels.
     """
 
     down: Axis
     across: Axis
     crop: int
+    channels: int = 3
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """Of its pixels: (rows, columns, 3)."""
+        """Of its pixels: (rows, columns, channels)."""
         (top, bottom), (left, right) = self.down.reach, self.across.reach
-        return bottom - top, right - left, 3
+        return bottom - top, right - left, self.channels
 
     def of(self, pixels: np.ndarray) -> np.ndarray:
-        """Return its own copy of its pixels, of those of the whole picture (h, w, 3)."""
+        """Return its own copy of its pixels, of those of the whole picture (h, w, channels)."""
         (top, bottom), (left, right) = self.down.reach, self.across.reach
         return pixels[top:bottom, left:right].copy()
 
@@ -99,8 +101,8 @@ class Windows:
     Attributes
     ----------
     parts
-        For each picture its uint8 pixels: those of its window, with it; or (crop, crop, 3) resized
-        ones, with None. At least one has a window.
+        For each picture its uint8 pixels: those of its window, with it; or (crop, crop, channels)
+        resized ones, with None. At least one has a window.
     batch_size : pictures there are to be; those that are missing are black.
     """
 
@@ -114,6 +116,11 @@ class Windows:
     def crop(self) -> int:
         """Side of all of them once they are resized."""
         return next(window.crop for _, window in self.parts if window is not None)
+
+    @property
+    def channels(self) -> int:
+        """Of all of them."""
+        return self.parts[0][0].shape[2]
 
 
 @dataclass(frozen=True)
@@ -233,14 +240,14 @@ def resized_window(
 
     Parameters
     ----------
-    pixels : (h, w, 3) uint8.
+    pixels : (h, w, c) uint8.
     size : height and width after resizing.
     corner : the first row and column to return.
     shape : how many rows and columns to return.
 
     Returns
     -------
-    (\\*shape, 3) uint8 array
+    (\\*shape, c) uint8 array
         C-contiguous and writable.
 
     Examples
@@ -252,27 +259,27 @@ def resized_window(
     down = _weights(pixels.shape[0], size[0], corner[0], shape[0])
     across = _weights(pixels.shape[1], size[1], corner[1], shape[1])
     needed = pixels[down.start : down.stop, across.start : across.stop]
-    n_rows, n_columns = needed.shape[:2]
-    resized = _memory.array("resized", 3, n_rows, shape[1])
-    step = max(1, _MAX_PLANES // (3 * n_columns))
+    n_rows, n_columns, c = needed.shape
+    resized = _memory.array("resized", c, n_rows, shape[1])
+    step = max(1, _MAX_PLANES // (c * n_columns))
     for r in range(0, n_rows, step):
         part = needed[r : r + step]
         n = len(part)
-        planes = _memory.array("planes", 3, n, n_columns)
+        planes = _memory.array("planes", c, n, n_columns)
         planes[...] = part.transpose(2, 0, 1)
-        # One product over all three planes where they lie one behind the other.
-        sums = resized if n == n_rows else _memory.array("sums", 3, n, shape[1])
-        flat_planes, flat_sums = planes.reshape(3 * n, -1), sums.reshape(3 * n, -1)
+        # One product over all planes where they lie one behind the other.
+        sums = resized if n == n_rows else _memory.array("sums", c, n, shape[1])
+        flat_planes, flat_sums = planes.reshape(c * n, -1), sums.reshape(c * n, -1)
         for first, end, low, high, matrix in across.blocks:
             np.matmul(flat_planes[:, low:high], matrix, out=flat_sums[:, first:end])
         sums += 0.5
         np.floor(sums, out=resized[:, r : r + n])
-    sums = _memory.array("planes", 3, *shape)  # the planes are done with
+    sums = _memory.array("planes", c, *shape)  # the planes are done with
     for first, end, low, high, matrix in down.blocks:
         np.matmul(matrix.T, resized[:, low:high], out=sums[:, first:end])
     sums += 0.5
-    window = np.empty((*shape, 3), np.uint8)
-    for i in range(3):
+    window = np.empty((*shape, c), np.uint8)
+    for i in range(c):
         window[..., i] = sums[i]  # cuts off what is behind the point
     return window
 

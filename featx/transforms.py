@@ -1,4 +1,4 @@
-"""A preprocessing transform as data: how RGB pixels become a network's input, exactly and fast.
+"""A preprocessing transform as data: how pixels become a network's input, exactly and fast.
 
 The transform of a published network is torchvision's `ImageClassification`: resize the short side,
 crop the centre, scale to 0..1, normalise. `exact` gives its bits as it works on Pillow images;
@@ -28,6 +28,7 @@ from featx.resampling import (
 
 if TYPE_CHECKING:
     import torch
+    from PIL import Image
 
 # Pillow's filters under torchvision's names, with the numbers of PIL.Image.Resampling. Pillow has
 # one nearest filter, so that torchvision's nearest-exact is the same on Pillow images.
@@ -39,6 +40,7 @@ MAX_RESIZED_PIXELS = 100_000_000
 # taller than twice their width go the other way round (python-pillow/Pillow#9549).
 MAX_ROWS_FIRST = 1.9  # height over width
 TOO_LARGE = 4  # the cache's status code
+_NUMBERS = {3: "three finite numbers (red, green, blue)", 1: "one finite number (grey)"}
 
 
 @dataclass(frozen=True)
@@ -49,9 +51,10 @@ class Transform:
     ----------
     resize : short side after resizing, in pixels; None: not resized.
     crop : side of the centre crop, in pixels; where the picture is smaller, black is added.
-    mean, std : one number a channel (RGB), on the scale 0..1.
+    mean, std : one number a channel, on the scale 0..1.
     interpolation : bilinear, bicubic, nearest, box, hamming or lanczos.
     antialias : True; Pillow always does, and so does `fast`.
+    channels : 3 of RGB, or 1 of grey (`featx.image_modes.grey_of`).
 
     Raises
     ------
@@ -71,6 +74,7 @@ class Transform:
     std: tuple[float, ...]
     interpolation: str = "bilinear"
     antialias: bool = True
+    channels: int = 3
 
     def __post_init__(self) -> None:
         for name in ("resize", "crop"):
@@ -81,12 +85,13 @@ class Transform:
                 raise InputError(
                     f"{name} must be a whole number of pixels, 1 to 10,000, got {value!r}"
                 )
+        if self.channels not in _NUMBERS or isinstance(self.channels, bool):
+            raise InputError(f"channels must be 3 (RGB) or 1 (grey), got {self.channels!r}")
         for name in ("mean", "std"):
             values = getattr(self, name)
-            if not _are_three_numbers(values):
-                raise InputError(
-                    f"{name} must be three finite numbers (red, green, blue), got {values!r}"
-                )
+            if not _are_numbers(values, self.channels):
+                expected = _NUMBERS[self.channels]
+                raise InputError(f"{name} must be {expected}, got {values!r}")
             object.__setattr__(self, name, tuple(float(v) for v in values))
         if min(self.std) <= 0:
             raise InputError(f"std must be above 0 in every channel, got {self.std}")
@@ -103,14 +108,16 @@ class Transform:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the transform as plain JSON values."""
-        values = dataclasses.asdict(self)
-        return {**values, "mean": list(self.mean), "std": list(self.std)}
+        values = dataclasses.asdict(self) | {"mean": list(self.mean), "std": list(self.std)}
+        if self.channels == 3:  # as before there were others: fingerprints stay as they are
+            del values["channels"]
+        return values
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Transform:
         """Return the transform of `to_dict`; raise `InputError` for other fields or values."""
         names = {field.name for field in dataclasses.fields(cls)}
-        missing = names - {"interpolation", "antialias"} - set(values)
+        missing = names - {"interpolation", "antialias", "channels"} - set(values)
         if missing or set(values) - names:
             raise InputError(
                 f"a transform has the fields {', '.join(sorted(names))}; got "
@@ -182,7 +189,7 @@ class Transform:
 
         Parameters
         ----------
-        pixels : (h, w, 3) uint8 RGB.
+        pixels : (h, w, channels) uint8.
         mode
             `exact`: the bits of torchvision's transform on Pillow images. `fast`: at most 1 of 255
             off for any picture, in half the time where the filter is bilinear and the picture at
@@ -191,7 +198,7 @@ class Transform:
 
         Returns
         -------
-        (crop, crop, 3) uint8 array
+        (crop, crop, channels) uint8 array
             C-contiguous and writable.
 
         Raises
@@ -245,6 +252,7 @@ class Transform:
             Axis(h, new_h, top, min(self.crop, new_h), above),
             Axis(w, new_w, left, min(self.crop, new_w), before),
             self.crop,
+            self.channels,
         )
         return window if math.prod(window.shape) <= MAX_WINDOW_BYTES else None
 
@@ -273,11 +281,11 @@ class Transform:
 
         Parameters
         ----------
-        batch : (n, 3, h, w) uint8 tensor on any device; not changed.
+        batch : (n, channels, h, w) uint8 tensor on any device; not changed.
 
         Returns
         -------
-        (n, 3, h, w) float32 tensor on the same device
+        (n, channels, h, w) float32 tensor on the same device
         """
         import torch
 
@@ -287,11 +295,11 @@ class Transform:
         return scaled.sub_(mean.view(-1, 1, 1)).div_(std.view(-1, 1, 1))
 
 
-def _are_three_numbers(values: object) -> bool:
+def _are_numbers(values: object, n: int) -> bool:
     return (
         isinstance(values, Sequence)
         and not isinstance(values, str)
-        and len(values) == 3
+        and len(values) == n
         and all(isinstance(v, int | float) and math.isfinite(v) for v in values)
     )
 
@@ -310,30 +318,42 @@ def _span(size: int, crop: int) -> tuple[int, int]:
 
 
 def _center_crop(pixels: np.ndarray, crop: int) -> np.ndarray:
-    """Return (crop, crop, 3): the centre of the picture, black where it does not reach."""
+    """Return (crop, crop, c): the centre of the picture, black where it does not reach."""
     h, w = pixels.shape[:2]
     (top, above), (left, before) = _span(h, crop), _span(w, crop)
     part = pixels[top : top + crop, left : left + crop]
     if part.shape[:2] == (crop, crop):
         return part.copy()
-    out = np.zeros((crop, crop, 3), np.uint8)
+    out = np.zeros((crop, crop, pixels.shape[2]), np.uint8)
     out[above : above + part.shape[0], before : before + part.shape[1]] = part
     return out
 
 
+def _image(pixels: np.ndarray) -> Image.Image:
+    """Return (h, w, 3) as a Pillow image of mode RGB, (h, w, 1) of mode L."""
+    from PIL import Image
+
+    return Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
+
+
+def _array(image: Image.Image) -> np.ndarray:
+    """Return (h, w, c): the pixels of such an image."""
+    return np.asarray(image).reshape(image.height, image.width, -1)
+
+
 def _crop_of_resized(pixels: np.ndarray, h: int, w: int, crop: int, resample: int) -> np.ndarray:
-    """Return (crop, crop, 3): the centre of Pillow's resize to h x w.
+    """Return (crop, crop, c): the centre of Pillow's resize to h x w.
 
     One call of Pillow, as torchvision makes it: which of its two passes comes first depends on its
     version and the shape, so that doing them apart would not keep the bits for sure.
     """
     from PIL import Image
 
-    resized = Image.fromarray(pixels).resize((w, h), Image.Resampling(resample))
+    resized = _image(pixels).resize((w, h), Image.Resampling(resample))
     (top, _), (left, _) = _span(h, crop), _span(w, crop)
     # Cut in Pillow, so that only the crop is turned into an array.
     part = resized.crop((left, top, min(left + crop, w), min(top + crop, h)))
-    return _center_crop(np.asarray(part), crop)
+    return _center_crop(_array(part), crop)
 
 
 def _crop_by_products(pixels: np.ndarray, h: int, w: int, crop: int) -> np.ndarray:
@@ -352,9 +372,9 @@ def _crop_in_passes(pixels: np.ndarray, h: int, w: int, crop: int, resample: int
     from PIL import Image
 
     (top, _), (left, _) = _span(h, crop), _span(w, crop)
-    image = Image.fromarray(pixels)
+    image = _image(pixels)
     image = image.resize((w, image.height), Image.Resampling(resample))
     image = image.crop((left, 0, min(left + crop, w), image.height))
     image = image.resize((image.width, h), Image.Resampling(resample))
     image = image.crop((0, top, image.width, min(top + crop, h)))
-    return _center_crop(np.asarray(image), crop)
+    return _center_crop(_array(image), crop)

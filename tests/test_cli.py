@@ -87,7 +87,7 @@ def test_usage_errors_end_in_code_2(colour_folder: Folder) -> None:
         (["extract", "birds", "--device", "cuda:99"], "featx doctor"),
         (["extract", "birds", "--device", "gpu"], "auto, cpu, cuda, cuda:N or mps"),
         (["extract", "birds", "--precision", "fp16", "--device", "cpu"], "fp32 and bf16"),
-        (["extract", "birds", "--mean", "1,2"], "--mean takes 3 numbers"),
+        (["extract", "birds", "--mean", "1,2"], "--mean takes 1 or 3 numbers"),
         (["evaluate", "a.h5", "b.h5"], "one cache and one head"),
         (["evaluate", "--on", "train"], "held-out or all"),
         (["show", "birds", "--errors"], "predict --show"),

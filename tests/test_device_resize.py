@@ -34,6 +34,7 @@ from featx.specs import ExtractOptions
 from featx.transforms import Transform
 
 CPU = torch.device("cpu")
+GREY = Transform(256, 224, (0.5,), (0.25,), channels=1)
 IMAGENET = Transform(256, 224, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
 
@@ -70,6 +71,7 @@ def windows_of(transform: Transform, pictures: Sequence[np.ndarray], batch_size:
     missing=st.integers(0, 2),
     max_values=st.sampled_from([1, 20_000, 2**24]),
     seed=st.integers(0, 2**32),
+    channels=st.sampled_from([1, 3]),
 )
 @settings(max_examples=120, deadline=None)
 def test_any_batch_has_the_bits_of_pillow(
@@ -79,10 +81,13 @@ def test_any_batch_has_the_bits_of_pillow(
     missing: int,
     max_values: int,
     seed: int,
+    channels: int,
 ) -> None:
-    transform = IMAGENET.replace(resize=resize, crop=crop)
-    pictures = [noise(h, w, seed + i) for i, (h, w) in enumerate(sizes)]
-    pictures.append(noise(2 * resize + 1, 2 * resize + 1))  # at least one is to be resized
+    base = IMAGENET if channels == 3 else GREY
+    transform = base.replace(resize=resize, crop=crop)
+    pictures = [noise(h, w, seed + i)[..., :channels] for i, (h, w) in enumerate(sizes)]
+    # at least one is to be resized
+    pictures.append(noise(2 * resize + 1, 2 * resize + 1)[..., :channels])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(device_resize, "_MAX_VALUES", max_values)
         got = resized(windows_of(transform, pictures, len(pictures) + missing), CPU).numpy()

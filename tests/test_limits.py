@@ -32,15 +32,15 @@ def noise(h: int = 30, w: int = 40) -> Image.Image:
 def test_a_multiply_add_counts_as_two_operations() -> None:
     network = nn.Sequential(nn.Conv2d(3, 5, 3, bias=False), nn.Flatten(), nn.Linear(5 * 36, 7))
     products = 5 * 36 * 3 * 9 + 5 * 36 * 7
-    assert limits.flops_per_image(network.eval(), (8, 8)) == 2 * products
-    assert limits.flops_per_image(nn.Identity(), (8, 8)) == 0
+    assert limits.flops_per_image(network.eval(), (3, 8, 8)) == 2 * products
+    assert limits.flops_per_image(nn.Identity(), (3, 8, 8)) == 0
 
 
 def test_the_products_of_attention_are_counted() -> None:
     backbone = load_backbone("vit_b_16", weights="random")
     front = build_front(backbone.network, cut="penultimate", pool="auto")
     before = torch.backends.mha.get_fastpath_enabled()
-    counted = limits.flops_per_image(front, (224, 224))
+    counted = limits.flops_per_image(front, (3, 224, 224))
     assert torch.backends.mha.get_fastpath_enabled() == before
     d, tokens, layers = 768, 197, 12
     each = 2 * tokens * d * (4 * d + 2 * 4 * d) + 2 * 2 * tokens**2 * d  # linear layers, attention

@@ -10,9 +10,11 @@ from featx.resampling import Windows
 from featx.transforms import Transform
 
 PLAIN = Transform(resize=16, crop=12, mean=(0.0,) * 3, std=(1.0,) * 3)
+GREY = PLAIN.replace(mean=(0.0,), std=(1.0,), channels=1)
 SHA256 = b"s" * 32
 LEFT = Loader(PLAIN, windows=True)
-LOADERS = [Loader(PLAIN), LEFT, ManyLoader((Loader(PLAIN), Loader(PLAIN.replace(crop=9))))]
+MANY = ManyLoader((Loader(PLAIN), Loader(PLAIN.replace(crop=9)), Loader(GREY)))
+LOADERS = [Loader(PLAIN), LEFT, MANY, Loader(GREY), Loader(GREY, windows=True)]
 
 
 def picture(h: int, w: int, loader: AnyLoader = LEFT) -> Picture:
@@ -29,7 +31,7 @@ def noise(h: int, w: int) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (h, w, 3), dtype=np.uint8)
 
 
-@pytest.mark.parametrize("loader", LOADERS, ids=["resized", "left", "many"])
+@pytest.mark.parametrize("loader", LOADERS, ids=["resized", "left", "many", "grey", "grey left"])
 @pytest.mark.parametrize(("h", "w"), [(1, 1), (30, 40), (16, 20), (60, 20), (64, 64), (65, 66)])
 def test_a_picture_survives_the_way_between_processes(loader: AnyLoader, h: int, w: int) -> None:
     before = picture(h, w, loader)
@@ -68,3 +70,30 @@ def test_where_pillow_resizes_otherwise_nothing_is_left_to_others(
     assert picture(30, 40).window is not None
     monkeypatch.setattr("featx.loading.matches_pillow", lambda: False)
     assert picture(30, 40).window is None
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "P"])
+@pytest.mark.parametrize("windows", [False, True])
+def test_one_channel_is_the_grey_that_pillow_makes_of_the_file(mode: str, windows: bool) -> None:
+    import io
+
+    from PIL import Image
+
+    image = Image.fromarray(noise(30, 40)).convert(mode)
+    stream = io.BytesIO()
+    image.save(stream, "PNG")
+    loader = Loader(GREY.replace(resize=None, crop=30), windows=windows)
+    got = loader.picture(stream.getvalue(), SHA256).pixels
+    assert got.shape == (30, 30, 1)
+    assert np.array_equal(got[..., 0], np.asarray(image.convert("L"))[:, 5:35])
+    left = Loader(GREY, windows=True).picture(stream.getvalue(), SHA256)
+    assert left.window is not None
+    assert left.pixels.shape == left.window.shape
+    assert left.pixels.shape[2] == 1
+
+
+def test_grey_and_colour_are_made_of_one_decoding() -> None:
+    whole = picture(30, 40, MANY)
+    colour, _, grey = MANY.parts(whole)
+    assert (colour.pixels.shape, grey.pixels.shape) == ((12, 12, 3), (12, 12, 1))
+    assert np.array_equal(grey.pixels, picture(30, 40, Loader(GREY)).pixels)

@@ -28,6 +28,7 @@ from featx.errors import ImageError, InputError
 from featx.transforms import INTERPOLATIONS, Transform
 
 REAL_DATA = Path(os.environ.get("FEATX_REAL_DATA", Path(__file__).parents[1].parent / "shared"))
+GREY = Transform(256, 224, (0.5,), (0.25,), channels=1)
 IMAGENET = Transform(256, 224, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 # (h, w): one pixel, strips, smaller than the crop, equal to the resize or crop, odd, large
 SIZES = [(1, 1), (223, 401), (1, 9), (256, 256), (31, 33), (375, 500), (2, 3), (9, 1), (224, 224)]
@@ -113,6 +114,26 @@ def test_exact_has_the_bits_of_torchvision_at_any_size(
     expected = np.asarray(functional.center_crop(image, [crop]))
     transform = IMAGENET.replace(resize=resize, crop=crop)
     assert np.array_equal(transform.resize_crop(pixels, mode="exact"), expected)
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+@pytest.mark.parametrize(("resize", "crop"), [(64, 56), (40, 64), (None, 48)])
+def test_one_channel_has_the_bits_of_torchvision_on_grey_images(
+    interpolation: str, resize: int | None, crop: int
+) -> None:
+    mode = functional.InterpolationMode(interpolation)
+    transform = GREY.replace(resize=resize, crop=crop, interpolation=interpolation)
+    for h, w in [(1, 1), (1, 50), (20, 31), (64, 64), (65, 130), (131, 97), (50, 10)]:
+        pixels = pictures(h, w)["noise"][..., :1]
+        image = Image.fromarray(pixels[..., 0])
+        if resize is not None:
+            image = functional.resize(image, [resize], mode)
+        image = functional.center_crop(image, [crop])
+        expected = functional.normalize(functional.to_tensor(image), [0.5], [0.25])
+        exact = transform.resize_crop(pixels, mode="exact")
+        assert torch.equal(transform.normalise(tensor(exact))[0], expected), (h, w)
+        assert exact.shape == transform.resize_crop(pixels).shape == (crop, crop, 1)
+        assert difference(transform, pixels) <= 1
 
 
 @pytest.mark.parametrize("mode", ["exact", "fast"])
@@ -253,8 +274,15 @@ def test_an_extreme_strip_is_refused_with_its_numbers(h: int, w: int, mode: Any)
 
 
 def test_a_transform_survives_json() -> None:
-    for transform in [*PRESETS, IMAGENET.replace(resize=None)]:
+    for transform in [*PRESETS, IMAGENET.replace(resize=None), GREY]:
         assert Transform.from_dict(json.loads(json.dumps(transform.to_dict()))) == transform
+
+
+def test_what_is_recorded_of_three_channels_is_as_it_was_before_there_were_others() -> None:
+    assert list(IMAGENET.to_dict()) == [
+        "resize", "crop", "mean", "std", "interpolation", "antialias"
+    ]  # fmt: skip
+    assert GREY.to_dict()["channels"] == 1
 
 
 def test_equal_transforms_are_equal_whatever_their_numbers_came_as() -> None:
@@ -279,6 +307,9 @@ def test_equal_transforms_are_equal_whatever_their_numbers_came_as() -> None:
         ({"mean": 0.5}, "mean must be three finite numbers"),
         ({"mean": (0.5, 0.5, float("nan"))}, "mean must be three finite numbers"),
         ({"std": (1.0, 1.0)}, "std must be three finite numbers"),
+        ({"channels": 2}, r"channels must be 3 \(RGB\) or 1 \(grey\), got 2"),
+        ({"channels": True}, "channels must be .* got True"),
+        ({"channels": 1}, r"mean must be one finite number \(grey\), got \(0.485, "),
         ({"std": (0.2, 0.0, 0.2)}, "std must be above 0 in every channel"),
         ({"std": (0.2, -1.0, 0.2)}, "std must be above 0 in every channel"),
         ({"interpolation": "cubic"}, "interpolation must be one of nearest, .* got 'cubic'"),

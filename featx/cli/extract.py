@@ -95,8 +95,12 @@ def extract(
     ] = 100_000_000,
     resize: Annotated[int | None, typer.Option(min=1, help="Short side after resizing.")] = None,
     crop: Annotated[int | None, typer.Option(min=1, help="Side of the centre crop.")] = None,
-    mean: Annotated[str | None, typer.Option(help="Three numbers: 0.485,0.456,0.406.")] = None,
-    std: Annotated[str | None, typer.Option(help="Three numbers: 0.229,0.224,0.225.")] = None,
+    mean: Annotated[
+        str | None, typer.Option(help="One number a channel: 0.485,0.456,0.406.")
+    ] = None,
+    std: Annotated[
+        str | None, typer.Option(help="One number a channel: 0.229,0.224,0.225.")
+    ] = None,
     interpolation: Annotated[str | None, typer.Option(help="bilinear, bicubic or nearest.")] = None,
     label_from: Annotated[
         str, typer.Option(help="first (folder under the root or split) or leaf (the last).")
@@ -165,8 +169,8 @@ def extract(
         transform=given(
             resize=resize,
             crop=crop,
-            mean=numbers(mean, "mean", 3),
-            std=numbers(std, "std", 3),
+            mean=numbers(mean, "mean", 1, 3),
+            std=numbers(std, "std", 1, 3),
             interpolation=interpolation,
         ),
         label_from=label_from,

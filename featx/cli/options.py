@@ -50,13 +50,13 @@ MixPlans = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="JSON on standard output, for programs.")]
 
 
-def numbers(text: str | None, name: str, length: int | None = None) -> tuple[float, ...] | None:
+def numbers(text: str | None, name: str, *lengths: int) -> tuple[float, ...] | None:
     """``0.5,0.5,0.5`` as numbers; None stays None.
 
     Raises
     ------
     InputError
-        Not numbers, or not `length` of them.
+        Not numbers, or not as many of them as one of `lengths`.
     """
     if text is None:
         return None
@@ -64,8 +64,8 @@ def numbers(text: str | None, name: str, length: int | None = None) -> tuple[flo
         values = tuple(float(part) for part in text.split(","))
     except ValueError:
         values = ()
-    if not values or (length is not None and len(values) != length):
-        count = f"{length} numbers" if length else "numbers"
+    if not values or (lengths and len(values) not in lengths):
+        count = f"{' or '.join(map(str, lengths))} numbers".lstrip()
         raise InputError(f"--{name} takes {count} separated by commas, got {text!r}")
     return values
 

@@ -41,8 +41,8 @@ class Engine(Protocol):
 
         Parameters
         ----------
-        pixels : (batch_size, h, w, 3) uint8 RGB, resized and cropped; or `batch_size` pictures that
-            it is to resize.
+        pixels : (batch_size, h, w, c) uint8, resized and cropped; or `batch_size` pictures that it
+            is to resize.
 
         Returns
         -------
@@ -57,12 +57,13 @@ class Work:
 
     Attributes
     ----------
-    front : frozen network in eval mode, normalised pixels (n, 3, h, w) to features (n, d...).
-    normalise : uint8 (n, 3, h, w) to the float32 input of `front`, on the same device.
+    front : frozen network in eval mode, normalised pixels (n, c, h, w) to features (n, d...).
+    normalise : uint8 (n, c, h, w) to the float32 input of `front`, on the same device.
     device, precision : where, and in which arithmetic.
     input_size : (h, w) of the pixels, one of them.
     identity : JSON of everything that decides what the features are: weights' SHA-256, cut, …;
         what was prepared for the same identity may be used again.
+    channels : of the pixels.
     """
 
     front: torch.nn.Module
@@ -71,6 +72,7 @@ class Work:
     precision: Precision
     input_size: tuple[int, int]
     identity: Mapping[str, Any]
+    channels: int = 3
 
 
 class CannotRunError(Exception):

@@ -98,7 +98,7 @@ def make_engine(work: Work, running: Running, pictures: Callable[[], np.ndarray]
     ----------
     work : what it is to do.
     running : what is asked; `threads` is given.
-    pictures : gives (m, h, w, 3) uint8, what it is compared on: photographs, the last is noise.
+    pictures : gives (m, h, w, c) uint8, what it is compared on: photographs, the last is noise.
 
     Raises
     ------
@@ -159,12 +159,13 @@ def _with_room(make: Callable[[int], Engine], work: Work, running: Running) -> E
 
 def _try_out(engine: Engine, work: Work) -> None:
     """Run as many full batches at the same time as there may be."""
-    blank: np.ndarray | Windows = np.zeros((engine.batch_size, *work.input_size, 3), np.uint8)
+    c = work.channels
+    blank: np.ndarray | Windows = np.zeros((engine.batch_size, *work.input_size, c), np.uint8)
     if engine.resizes:
         crop = work.input_size[0]
-        side = min(math.isqrt(MAX_WINDOW_BYTES // 3), int(MAX_SHRINKING * crop))  # the most it gets
+        side = min(math.isqrt(MAX_WINDOW_BYTES // c), int(MAX_SHRINKING * crop))  # the most it gets
         axis = Axis(side, crop, 0, crop)
-        part = np.zeros((side, side, 3), np.uint8), Window(axis, axis, crop)
+        part = np.zeros((side, side, c), np.uint8), Window(axis, axis, crop, c)
         blank = Windows((part,) * engine.batch_size, engine.batch_size)
     with ThreadPoolExecutor(engine.concurrency) as pool:
         for _ in pool.map(engine, [blank] * engine.concurrency):
@@ -250,7 +251,7 @@ def check_agreement(engine: Engine, work: Work, pictures: np.ndarray) -> dict[st
     Parameters
     ----------
     engine, work : what was made, and of what.
-    pictures : (m, h, w, 3) uint8, at least one.
+    pictures : (m, h, w, c) uint8, at least one.
 
     Returns
     -------
@@ -265,9 +266,7 @@ def check_agreement(engine: Engine, work: Work, pictures: np.ndarray) -> dict[st
     from featx.engines.eager import EagerEngine
 
     reference = EagerEngine(
-        Work(work.front, work.normalise, work.device, "fp32", work.input_size, work.identity),
-        batch_size=engine.batch_size,
-        fold=False,
+        replace(work, precision="fp32"), batch_size=engine.batch_size, fold=False
     )
     pairs = [
         (engine(batch).reshape(len(batch), -1), reference(batch).reshape(len(batch), -1))

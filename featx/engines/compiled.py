@@ -34,7 +34,9 @@ class CompiledEngine(EagerEngine):
         super().__init__(work, batch_size=batch_size)
         self.concurrency = 1  # compiled kernels are launched too quickly for a second to gain
         self._compiled = torch.compile(self._front, dynamic=False, fullgraph=True)
-        blank = torch.zeros((batch_size, *work.input_size, 3), dtype=torch.uint8).numpy()
+        blank = torch.zeros(
+            (batch_size, *work.input_size, work.channels), dtype=torch.uint8
+        ).numpy()
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of the compiler's own internals

@@ -33,7 +33,7 @@ class CudaGraphEngine(EagerEngine):
         super().__init__(work, batch_size=batch_size)
         self.concurrency = 1  # there is one recorded batch
         self._pixels = torch.zeros(
-            (batch_size, *work.input_size, 3), dtype=torch.uint8, device=self.device
+            (batch_size, *work.input_size, work.channels), dtype=torch.uint8, device=self.device
         )
         self._graph = torch.cuda.CUDAGraph()
         stream = torch.cuda.Stream(self.device)

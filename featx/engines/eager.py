@@ -49,7 +49,7 @@ class EagerEngine:
         for _ in range(self.concurrency):
             is_cuda = self.device.type == "cuda"
             self._streams.put(torch.cuda.Stream(self.device) if is_cuda else None)
-        blank = np.zeros((1, *work.input_size, 3), np.uint8)
+        blank = np.zeros((1, *work.input_size, work.channels), np.uint8)
         self.feature_shape: tuple[int, ...] = tuple(self._features(blank).shape[1:])
         if self.device.type == "cuda":  # what was done on the default stream is there for all
             torch.cuda.synchronize(self.device)
@@ -65,13 +65,13 @@ class EagerEngine:
 
     def _features(self, pixels: np.ndarray | Windows) -> torch.Tensor:
         with torch.inference_mode():
-            # (n, h, w, 3) seen as (n, 3, h, w) is channels-last already: no copy
+            # (n, h, w, c) seen as (n, c, h, w) is channels-last already: no copy
             batch = self._there(pixels).permute(0, 3, 1, 2)
             with arithmetic(self.device, self.precision):
                 return self._forward(self._normalise(batch)).float()
 
     def _there(self, pixels: np.ndarray | Windows) -> torch.Tensor:
-        """(n, h, w, 3) uint8 on the device, on CUDA on its way there."""
+        """(n, h, w, c) uint8 on the device, on CUDA on its way there."""
         if isinstance(pixels, Windows):
             return resized(pixels, self.device)
         batch = torch.from_numpy(pixels)
@@ -80,7 +80,7 @@ class EagerEngine:
         return batch.to(self.device, non_blocking=True)
 
     def _forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Normalised images (n, 3, h, w) to features, in whatever type the precision gives."""
+        """Normalised images (n, c, h, w) to features, in whatever type the precision gives."""
         features: torch.Tensor = self._front(images)
         return features
 

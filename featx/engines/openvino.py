@@ -128,7 +128,7 @@ def prepare(work: Work, batch_size: int) -> Prepared:
 
     openvino = _imported()
     whole = _whole(work)
-    blank = torch.zeros((batch_size, *work.input_size, 3), dtype=torch.uint8)
+    blank = torch.zeros((batch_size, *work.input_size, work.channels), dtype=torch.uint8)
     try:
         with torch.no_grad(), _quiet():
             program = torch.export.export(whole, (blank,))
@@ -185,7 +185,7 @@ def _is_of_the_network(error: Exception) -> bool:
 
 
 def _whole(work: Work) -> Any:
-    """The network with its normalisation: uint8 (n, h, w, 3) to float32 features."""
+    """The network with its normalisation: uint8 (n, h, w, c) to float32 features."""
     import torch
 
     class Whole(torch.nn.Module):
