@@ -17,6 +17,7 @@ import torch
 from torch import nn
 from torchvision import models
 
+from featx.classics import CLASSICS, FAMILY
 from featx.errors import InputError
 
 # Networks with auxiliary classifiers, which torchvision's loaders build, load and drop
@@ -67,7 +68,7 @@ def check_name(name: str) -> None:
     InputError
         `name` is unknown.
     """
-    names = architecture_names()
+    names = (*architecture_names(), *CLASSICS)
     if name in names:
         return
     folded = name.lower().replace("-", "_")
@@ -80,13 +81,15 @@ def check_name(name: str) -> None:
 
 
 def family(name: str) -> str:
-    """The family of an architecture: ``densenet`` of ``densenet121``.
+    """The family of an architecture: ``densenet`` of ``densenet121``, ``classic`` of `CLASSICS`.
 
     Examples
     --------
     >>> family("wide_resnet50_2"), family("swin_v2_t"), family("mnasnet0_5")
     ('wide_resnet', 'swin', 'mnasnet')
     """
+    if name in CLASSICS:
+        return FAMILY
     match = re.match(r"wide_resnet|[a-z]+", name)
     assert match is not None, name
     return match.group()
@@ -94,7 +97,12 @@ def family(name: str) -> str:
 
 @cache
 def published(name: str) -> tuple[PublishedWeights, ...]:
-    """Published weights of an architecture, in torchvision's order; the first is its oldest."""
+    """Published weights of an architecture, in torchvision's order; the first is its oldest.
+
+    None of a classic.
+    """
+    if name in CLASSICS:
+        return ()
     return tuple(
         PublishedWeights(
             architecture=name,
@@ -117,6 +125,8 @@ def published_named(name: str, wanted: str) -> PublishedWeights | None:
     entry's name with or without the class before it (``DenseNet121_Weights.IMAGENET1K_V1``).
     """
     entries = published(name)
+    if not entries:
+        return None
     by_name = {entry.name: entry for entry in entries}
     if wanted == "default":
         return by_name.get("IMAGENET1K_V1", entries[0])

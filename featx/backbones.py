@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,10 +13,12 @@ from torch import nn
 
 from featx import architectures, timm_backbones
 from featx.architectures import PublishedWeights
+from featx.classics import CLASSICS
 from featx.errors import InputError, WeightsError
-from featx.identity import BackboneIdentity
+from featx.frozen import Backbone, freeze, non_finite, random_note, seeded, untrained_keys
 from featx.keys import classifier_path, load_into, rename_old_keys
 from featx.transforms import Transform
+from featx.unpublished import N_CLASSES, load_classic
 from featx.weight_files import sha256_file
 from featx.weights import (
     check_published_hash,
@@ -31,25 +31,7 @@ from featx.weights import (
 )
 
 _FILE_SUFFIXES = {".pth", ".pt", ".bin", ".safetensors", ".ckpt", ".tar", ".pkl", ".h5"}
-_GENERATOR = threading.Lock()  # held while weights are drawn from it
 _TRANSFORM_FIELDS = ("resize", "crop", "mean", "std", "interpolation")
-
-
-@dataclass(frozen=True, eq=False)
-class Backbone(BackboneIdentity):
-    """A network with its weights, its own preprocessing and its class names.
-
-    Attributes
-    ----------
-    network
-        In evaluation mode, no parameter requires a gradient; on the CPU, float32.
-    untrained
-        Parameters of `network` that the weights' file has no values for, such as a dropped
-        classifier's: they are random, and no features may be taken behind them.
-    """
-
-    network: nn.Module
-    untrained: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -91,6 +73,8 @@ def list_backbones() -> tuple[BackboneInfo, ...]:
     """
     folder = checkpoint_folder()
     infos = []
+    for name in CLASSICS:
+        infos.append(_info_of_classic(name))
     for name in architectures.architecture_names():
         entries = architectures.published(name)
         default = architectures.published_named(name, "default")
@@ -107,7 +91,20 @@ def list_backbones() -> tuple[BackboneInfo, ...]:
                 ),
             )
         )
-    return tuple(infos)
+    return tuple(sorted(infos, key=lambda info: info.name))
+
+
+def _info_of_classic(name: str) -> BackboneInfo:
+    with torch.device("meta"):
+        network = CLASSICS[name].build(N_CLASSES)
+    return BackboneInfo(
+        name=name,
+        family=architectures.family(name),
+        params_millions=sum(parameter.numel() for parameter in network.parameters()) / 1e6,
+        input_size=CLASSICS[name].crop,
+        weights=(),
+        downloaded=(),
+    )
 
 
 def load_backbone(
@@ -125,7 +122,7 @@ def load_backbone(
     Parameters
     ----------
     name
-        A classification network of torchvision, or ``timm:NAME``.
+        A classification network of torchvision, one of `featx.classics`, or ``timm:NAME``.
     weights
         ``"default"``: ``IMAGENET1K_V1``, or the first published entry where there is none;
         ``"DEFAULT"``: torchvision's newest; an entry's name; a path; ``"random"``.
@@ -155,6 +152,9 @@ def load_backbone(
     if name.startswith("timm:"):
         return _load_timm(name, weights, seed, overrides)
     architectures.check_name(name)
+    if name in CLASSICS:
+        path = None if weights == "random" else _existing_file(name, weights)
+        return load_classic(name, path, seed=seed, overrides=overrides)
     if weights == "random":
         return _load_random(name, seed, overrides)
     entry = architectures.published_named(name, weights) if isinstance(weights, str) else None
@@ -190,6 +190,12 @@ def _existing_file(name: str, weights: str | os.PathLike[str]) -> Path:
         raise WeightsError(
             f"weights file {path} {what}; give the path of a .pth or .safetensors file, "
             "an entry's name, or random"
+        )
+    if name in CLASSICS:
+        raise WeightsError(
+            f"there are no published weights of {name}, so that --weights {weights} names none: "
+            "give the path of a .pth or .safetensors file with --weights, or take random ones "
+            "with --weights random (to train it from scratch: --cut input --weights random)"
         )
     if name.startswith("timm:"):
         known = "default (timm's own)"
@@ -230,7 +236,7 @@ def _load_random(name: str, seed: int, overrides: Mapping[str, Any]) -> Backbone
         weights_sha256=state_dict_sha256(network.state_dict()),
         weights_path=None,
         notes=(
-            f"weights are random (seed {seed}): features of an untrained network",
+            random_note(seed),
             _assumed(name, entry, overrides),
         ),
     )
@@ -271,10 +277,10 @@ def _load_file(
         weights_path=str(path.resolve()),
         notes=(
             *notes,
-            *_non_finite(network),
+            *non_finite(network),
             *(() if entry else (_assumed(name, form, overrides),)),
         ),
-        untrained=_untrained(network, state),
+        untrained=untrained_keys(network, state),
     )
 
 
@@ -290,24 +296,9 @@ def _form_for(name: str, state: Mapping[str, torch.Tensor]) -> PublishedWeights:
     return entries[0]
 
 
-@contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-    """Within, PyTorch's one generator starts from `seed`, for one thread at a time."""
-    # devices=[]: the networks are built on the CPU, so only its generator is forked.
-    with _GENERATOR, torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        yield
-
-
 def _build(name: str, entry: PublishedWeights, seed: int, *, for_weights: bool) -> nn.Module:
-    with _seeded(seed):
+    with seeded(seed):
         return architectures.build(name, entry=entry, for_weights=for_weights)
-
-
-def freeze(network: nn.Module) -> None:
-    """Evaluation mode and no gradients, in place."""
-    network.eval()
-    network.requires_grad_(False)
 
 
 def _transform(
@@ -339,37 +330,12 @@ def _assumed(name: str, entry: PublishedWeights, overrides: Mapping[str, Any]) -
     )
 
 
-def _untrained(network: nn.Module, state: Mapping[str, torch.Tensor]) -> tuple[str, ...]:
-    """Names whose values are not the file's; counters of BatchNorm's batches aside."""
-    return tuple(
-        key
-        for key, tensor in network.state_dict().items()
-        if not key.endswith("num_batches_tracked")
-        and (
-            key not in state
-            or state[key].shape != tensor.shape
-            or not torch.equal(state[key].to(tensor.dtype), tensor)
-        )
-    )
-
-
-def _non_finite(network: nn.Module) -> tuple[str, ...]:
-    bad = [
-        key
-        for key, tensor in network.state_dict().items()
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all())
-    ]
-    if not bad:
-        return ()
-    return (f"{len(bad)} of the weights' tensors hold values that are not finite ({bad[0]}, ...)",)
-
-
 def _load_timm(
     name: str, weights: str | os.PathLike[str], seed: int, overrides: Mapping[str, Any]
 ) -> Backbone:
     model_name = name.removeprefix("timm:")
     pretrained = weights in ("default", "DEFAULT")
-    with _seeded(seed):
+    with seeded(seed):
         network = timm_backbones.build(model_name, pretrained=pretrained)
     notes: tuple[str, ...] = ()
     untrained: tuple[str, ...] = ()
@@ -378,13 +344,13 @@ def _load_timm(
         shown = timm_backbones.weights_tag(network)
     elif weights == "random":
         shown = "random"
-        notes = (f"weights are random (seed {seed}): features of an untrained network",)
+        notes = (random_note(seed),)
     else:
         path = _existing_file(name, weights)
         shown = path.name
         state = read_state_dict(path)
         notes = load_into(network, state, classifier=classifier_path(network), source=str(path))
-        untrained = _untrained(network, state)
+        untrained = untrained_keys(network, state)
     freeze(network)
     fields, transform_notes = timm_backbones.transform_fields(network)
     transform = Transform(**(fields | dict(overrides)))
@@ -400,6 +366,6 @@ def _load_timm(
         weights=shown,
         weights_sha256=sha256_file(path) if path else state_dict_sha256(network.state_dict()),
         weights_path=str(path) if path else None,
-        notes=(*notes, *_non_finite(network), *transform_notes),
+        notes=(*notes, *non_finite(network), *transform_notes),
         untrained=untrained,
     )

@@ -59,6 +59,36 @@ def classifier_path(network: nn.Module, *, auxiliary: Iterable[str] = ()) -> str
     return paths[-1]
 
 
+def outputs_in(
+    state: Mapping[str, torch.Tensor], network: nn.Module, classifier: str
+) -> int | None:
+    """How many outputs a file's classifier has, where it fits the network's but for them.
+
+    Parameters
+    ----------
+    classifier
+        Path of the network's, as of `classifier_path`.
+
+    Returns
+    -------
+    None where a value is missing, or more than the number of outputs is another.
+
+    Examples
+    --------
+    >>> file = {"weight": torch.ones(5, 4), "bias": torch.ones(5)}
+    >>> outputs_in({f"fc.{key}": values for key, values in file.items()},
+    ...            nn.Sequential(OrderedDict(fc=nn.Linear(4, 1000))), "fc")
+    5
+    """
+    found = set()
+    for key, wanted in network.get_submodule(classifier).state_dict().items():
+        values = state.get(f"{classifier}.{key}")
+        if values is None or values.ndim != wanted.ndim or values.shape[1:] != wanted.shape[1:]:
+            return None
+        found.add(len(values))
+    return found.pop() if len(found) == 1 and min(found) > 0 else None
+
+
 def load_into(
     network: nn.Module,
     state: Mapping[str, torch.Tensor],

@@ -178,7 +178,9 @@ def build_pipeline(
     )
     if transform is not None:
         backbone = replace(backbone, transform=transform)
-    front = build_front(backbone.network, cut=options.cut, pool=options.pool)
+    front = build_front(
+        backbone.network, cut=options.cut, pool=options.pool, input_shape=backbone.traced_at
+    )
     _check_trained(backbone, front)
     loader = _loader(options, backbone.transform)
     replayed = replay(backbone, device) if replay else Running(n_images=n_images)

@@ -48,6 +48,7 @@ SHELVES: tuple[frozenset[str], ...] = tuple(
                 "pooling",
                 "keys",
                 "device_resize",
+                "classics",
             },
             {
                 "axes",
@@ -58,7 +59,8 @@ SHELVES: tuple[frozenset[str], ...] = tuple(
                 "drawing",
                 "loading",
             },
-            {"cut_graph", "worker", "interchange", "usable", "foreign"},
+            {"cut_graph", "worker", "interchange", "usable", "foreign", "frozen"},
+            {"unpublished"},
             {"cut", "backbones", "featureset", "workspace", "child", "limits"},
             {
                 "rates",

@@ -241,8 +241,7 @@ def cuts(
     from featx.cut import list_cuts
 
     loaded = load_backbone(backbone, weights="random")
-    size = loaded.transform.crop
-    found = list_cuts(loaded.network, input_shape=(1, 3, size, size))
+    found = list_cuts(loaded.network, input_shape=loaded.input_shape)
     rows = [cut for cut in found if cut.is_legal or not legal_only]
     if json_output:
         print_json([{**vars(cut)} for cut in rows])

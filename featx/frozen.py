@@ -1,0 +1,87 @@
+"""A network with its weights, frozen, and what is found out about the two."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from featx.identity import BackboneIdentity
+
+_GENERATOR = threading.Lock()  # held while weights are drawn from it
+
+
+@dataclass(frozen=True, eq=False)
+class Backbone(BackboneIdentity):
+    """A network with its weights, its own preprocessing and its class names.
+
+    Attributes
+    ----------
+    network
+        In evaluation mode, no parameter requires a gradient; on the CPU, float32.
+    untrained
+        Parameters of `network` that the weights' file has no values for, such as a dropped
+        classifier's: they are random, and no features may be taken behind them.
+    traced_at
+        (n, c, h, w) of the input it is traced with; None: the size it says it was built for, or
+        224 x 224.
+    """
+
+    network: nn.Module
+    untrained: tuple[str, ...] = ()
+    traced_at: tuple[int, int, int, int] | None = None
+
+    @property
+    def input_shape(self) -> tuple[int, int, int, int]:
+        """(1, c, h, w): one picture, as its transform gives it."""
+        return 1, self.transform.channels, self.transform.crop, self.transform.crop
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Within, PyTorch's one generator starts from `seed`, for one thread at a time."""
+    # devices=[]: the networks are built on the CPU, so only its generator is forked.
+    with _GENERATOR, torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
+
+
+def freeze(network: nn.Module) -> None:
+    """Evaluation mode and no gradients, in place."""
+    network.eval()
+    network.requires_grad_(False)
+
+
+def random_note(seed: int) -> str:
+    """What the user must be told of random weights."""
+    return f"weights are random (seed {seed}): features of an untrained network"
+
+
+def untrained_keys(network: nn.Module, state: Mapping[str, torch.Tensor]) -> tuple[str, ...]:
+    """Names whose values are not the file's; counters of BatchNorm's batches aside."""
+    return tuple(
+        key
+        for key, tensor in network.state_dict().items()
+        if not key.endswith("num_batches_tracked")
+        and (
+            key not in state
+            or state[key].shape != tensor.shape
+            or not torch.equal(state[key].to(tensor.dtype), tensor)
+        )
+    )
+
+
+def non_finite(network: nn.Module) -> tuple[str, ...]:
+    """A sentence where values of a network are NaN or infinite."""
+    bad = [
+        key
+        for key, tensor in network.state_dict().items()
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all())
+    ]
+    if not bad:
+        return ()
+    return (f"{len(bad)} of the weights' tensors hold values that are not finite ({bad[0]}, ...)",)
