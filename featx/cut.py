@@ -9,6 +9,8 @@ enters the last Linear or Conv2d, dropout left out) and ``logits``.
 from __future__ import annotations
 
 import copy
+import fnmatch
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +18,7 @@ import torch
 from torch import fx, nn
 
 from featx.axes import Layout
+from featx.cut_costs import costs
 from featx.cut_graph import ALIASES, SEE_CUTS, CutGraph, UntraceableError
 from featx.errors import InputError
 from featx.identity import FrontIdentity
@@ -41,6 +44,15 @@ class Cut:
         Names of the other values that do.
     aliases
         Those of `ALIASES` that mean this cut.
+    size_bytes
+        Of the value, in float32, for one image.
+    parameters_before, parameters_after
+        Values in the parameters of either part; those that both use count in both.
+    saved
+        Share of the network's multiply-adds (of convolutions and matrix products) before the
+        cut, 0 to 1: run once for an image, instead of in every epoch.
+    modules
+        Paths of the modules whose last value this is, outermost first: they name the cut too.
     """
 
     name: str
@@ -49,6 +61,16 @@ class Cut:
     is_legal: bool
     crossing: tuple[str, ...]
     aliases: tuple[str, ...] = ()
+    size_bytes: int = 0
+    parameters_before: int = 0
+    parameters_after: int = 0
+    saved: float = 0.0
+    modules: tuple[str, ...] = ()
+
+    def matches(self, pattern: str) -> bool:
+        """Whether one of its names fits a pattern with ``*``, ``?`` and ``[...]``."""
+        names = (self.name, *self.aliases, *self.modules)
+        return any(fnmatch.fnmatchcase(name, pattern) for name in names)
 
 
 def list_cuts(
@@ -73,21 +95,31 @@ def list_cuts(
     >>> net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 2))
     >>> [(cut.name, cut.shape) for cut in list_cuts(net, (1, 3, 8, 8))][1:3]
     [('0', (4, 6, 6)), ('1', (4, 6, 6))]
+    >>> cut = list_cuts(net, (1, 3, 8, 8))[3]
+    >>> cut.aliases, cut.parameters_before, cut.parameters_after, round(cut.saved, 3)
+    (('penultimate',), 112, 290, 0.931)
     """
-    graph = CutGraph(model, input_shape)
+    graph = CutGraph(model, input_shape, count=True)
     named: dict[fx.Node, list[str]] = {}
     for alias in ALIASES:
         node = graph.alias(alias)
         if node is not None:
             named.setdefault(node, []).append(alias)
+    modules: dict[fx.Node, list[str]] = {}
+    for path, node in graph.modules.items():
+        modules.setdefault(node, []).append(path)
+    behind = costs(graph.module, graph.needed)
     return tuple(
         Cut(
             name=facts(node).path,
-            shape=(facts(node).shape or ())[1:],
+            shape=(shape := (facts(node).shape or ())[1:]),
             layout=graph.layouts[node].name,
             is_legal=not graph.crossing[node],
             crossing=tuple(facts(other).path for other in graph.crossing[node]),
             aliases=tuple(named.get(node, ())),
+            size_bytes=4 * math.prod(shape),
+            modules=tuple(modules.get(node, ())),
+            **vars(behind[graph.position[node]]),
         )
         for node in graph.candidates
     )

@@ -40,6 +40,8 @@ class CutGraph:
         Of each candidate, the other values that cross the edge after it.
     layouts
         Of each candidate.
+    needed
+        Nodes that the output needs, what is written in place on the way counted in.
     """
 
     def __init__(
@@ -48,12 +50,13 @@ class CutGraph:
         input_shape: tuple[int, ...] | None = None,
         *,
         shapes_required: bool = True,
+        count: bool = False,
     ) -> None:
         if input_shape is not None:
             # At batch size 1 the batch axis could not be told from others of length one.
             input_shape = (max(input_shape[0], 2), *input_shape[1:])
         try:
-            self.module = trace(network, input_shape, shapes_required=shapes_required)
+            self.module = trace(network, input_shape, shapes_required=shapes_required, count=count)
         except InputError:
             raise
         except TRACE_ERRORS as error:
@@ -65,12 +68,12 @@ class CutGraph:
         self.position = {node: i for i, node in enumerate(self.nodes)}
         self.output = self.nodes[-1]
         self._writes = {n for n in self.nodes if is_in_place(n, self.module)}
-        self._needed = _ancestors([self.output, *self._writes])
+        self.needed = _ancestors([self.output, *self._writes])
         has_shapes = any(facts(n).shape is not None for n in self.nodes if n.op != "get_attr")
         self.candidates = [
             n
             for n in self.nodes
-            if n in self._needed
+            if n in self.needed
             and n.op != "output"
             and facts(n).carries
             and (facts(n).shape is not None or not has_shapes)
@@ -81,6 +84,18 @@ class CutGraph:
     def layouts(self) -> dict[fx.Node, Layout]:
         """The layout of every tensor."""
         return follow_axes(self.module)
+
+    @cached_property
+    def modules(self) -> dict[str, fx.Node]:
+        """The last value of every module that is no name of a value itself, by its path."""
+        paths = {facts(node).path: node for node in self.candidates}
+        last = {
+            path[:dot]: node
+            for path, node in paths.items()
+            for dot, letter in enumerate(path)
+            if letter == "."
+        }
+        return {path: node for path, node in last.items() if path not in paths}
 
     def legal(self, cut: str) -> fx.Node:
         """The node a cut's name means.
@@ -145,7 +160,7 @@ class CutGraph:
         effects = [
             n
             for n in self.nodes[: end + 1]
-            if (n in self._writes and n in self._needed) or is_assertion(n)
+            if (n in self._writes and n in self.needed) or is_assertion(n)
         ]
         keep = _ancestors([node, *effects]) | {n for n in self.nodes if n.op == "placeholder"}
         graph = fx.Graph()
@@ -185,7 +200,7 @@ class CutGraph:
     def _crossing(self) -> dict[fx.Node, tuple[fx.Node, ...]]:
         last_use = {
             n: max(
-                (self.position[user] for user in n.users if user in self._needed),
+                (self.position[user] for user in n.users if user in self.needed),
                 default=-1,
             )
             for n in self.nodes
@@ -197,7 +212,7 @@ class CutGraph:
             alive = [n for n in alive if last_use[n] > i]
             if node in candidates:
                 crossing[node] = tuple(alive)
-            if node in self._needed and facts(node).depends and last_use[node] > i:
+            if node in self.needed and facts(node).depends and last_use[node] > i:
                 alive.append(node)
         return crossing
 
@@ -211,14 +226,10 @@ class CutGraph:
                 )
             return node
         by_path = {facts(n).path: n for n in self.candidates}
-        inside = [n for n in self.candidates if facts(n).path.startswith(f"{cut}.")]
-        if cut in by_path:
-            return by_path[cut]
-        if inside:
-            return inside[-1]
-        parts = [path.split(".") for path in by_path]
-        modules = {".".join(p[:i]) for p in parts for i in range(1, len(p) + 1)}
-        near = difflib.get_close_matches(cut, sorted(modules | set(ALIASES)), n=3, cutoff=0.5)
+        known = by_path | self.modules
+        if cut in known:
+            return known[cut]
+        near = difflib.get_close_matches(cut, sorted({*known, *ALIASES}), n=3, cutoff=0.5)
         hint = f"; did you mean {' or '.join(near)}?" if near else "."
         raise InputError(f"unknown cut {cut!r}{hint} {SEE_CUTS}")
 
@@ -240,7 +251,7 @@ class CutGraph:
     def _ends_in(self, classifier: fx.Node) -> bool:
         node = classifier
         while True:
-            users = [user for user in node.users if user in self._needed]
+            users = [user for user in node.users if user in self.needed]
             if users == [self.output]:
                 return True
             if len(users) != 1 or operator_name(users[0], self.module) not in _AFTER_CLASSIFIER:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 import torchvision
 from torch import fx, nn
+from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models.feature_extraction import NodePathTracer
 
 from featx.errors import InputError
@@ -46,12 +47,15 @@ class NodeFacts:
         Whether it would change with the input or the input's size.
     carries
         Whether it holds values computed from the input's values, not only from its size.
+    multiply_adds
+        Of the convolutions and matrix products in it, for one image; 0 where they are not counted.
     """
 
     path: str
     shape: tuple[int, ...] | None
     depends: bool
     carries: bool
+    multiply_adds: int
 
 
 class _Tracer(NodePathTracer):
@@ -90,6 +94,7 @@ def trace(
     input_shape: tuple[int, ...] | None = None,
     *,
     shapes_required: bool = True,
+    count: bool = False,
 ) -> fx.GraphModule:
     """The graph of a network in evaluation mode; it shares the network's modules and parameters.
 
@@ -101,6 +106,8 @@ def trace(
         (n, 3, h, w); where None, n = 2 and the input size the network was built for, else 224.
     shapes_required
         False: a network that does not take such an input is traced all the same, without shapes.
+    count
+        Count multiply-adds.
 
     Returns
     -------
@@ -130,12 +137,12 @@ def trace(
             delattr(network, attribute)
     traced.training = False
     try:
-        shapes = _shapes(traced, input_shape or (2, 3, *_input_size(network)))
+        recorded = _recorded(traced, input_shape or (2, 3, *_input_size(network)), count)
     except InputError:
         if shapes_required:
             raise
-        shapes = {}
-    _record_facts(graph, dict(tracer.node_to_qualname), shapes)
+        recorded = _Recorded(1, {}, {})
+    _record_facts(graph, dict(tracer.node_to_qualname), recorded)
     return traced
 
 
@@ -189,48 +196,74 @@ def _input_size(network: nn.Module) -> tuple[int, int]:
     return (size, size) if isinstance(size, int) else (224, 224)
 
 
-class _ShapeRecorder(fx.Interpreter):
-    """Runs the graph and keeps the shape of every tensor, by node."""
+@dataclass(frozen=True)
+class _Recorded:
+    """What running a graph once on `n` images tells of its nodes."""
+
+    n: int
+    shapes: dict[fx.Node, tuple[int, ...]]
+    flops: dict[fx.Node, int]
+
+
+class _Recorder(fx.Interpreter):
+    """Runs the graph and keeps the shape and the work of every tensor, by node."""
 
     def __init__(self, module: fx.GraphModule, device: str) -> None:
         super().__init__(module)
         self.device = device
         self.shapes: dict[fx.Node, tuple[int, ...]] = {}
+        self.flops: dict[fx.Node, int] = {}
+        self._counter: FlopCounterMode | None = None
 
     def run_node(self, n: fx.Node) -> Any:
+        before = self._total()
         value = super().run_node(n)
+        self.flops[n] = self._total() - before
         if n.op == "get_attr" and isinstance(value, torch.Tensor):
             value = value.to(self.device)  # constants are no parameters: they stayed behind
         if isinstance(value, torch.Tensor):
             self.shapes[n] = tuple(value.shape)
         return value
 
+    def run_counted(self, x: torch.Tensor) -> Any:
+        """`run`, and count every operator's work."""
+        with FlopCounterMode(display=False) as self._counter:
+            return self.run(x)
+
+    def _total(self) -> int:
+        return self._counter.get_total_flops() if self._counter else 0
+
 
 class _Recording(nn.Module):
     """Lets `torch.func.functional_call` put meta tensors in the place of all parameters."""
 
-    def __init__(self, module: fx.GraphModule, device: str) -> None:
+    def __init__(self, module: fx.GraphModule, device: str, count: bool) -> None:
         super().__init__()
         self.module = module
-        self.recorder = _ShapeRecorder(module, device)
+        self.recorder = _Recorder(module, device)
+        self.count = count
 
     def forward(self, x: torch.Tensor) -> Any:
-        return self.recorder.run(x)
+        return self.recorder.run_counted(x) if self.count else self.recorder.run(x)
+
+    def recorded(self, n: int) -> _Recorded:
+        """Of a run on `n` images."""
+        return _Recorded(n, self.recorder.shapes, self.recorder.flops)
 
 
-def _shapes(module: fx.GraphModule, input_shape: tuple[int, ...]) -> dict[fx.Node, tuple[int, ...]]:
-    """Shape of every tensor of the graph; computed without data where every operator allows it."""
-    recording = _Recording(module, "meta")
+def _recorded(module: fx.GraphModule, input_shape: tuple[int, ...], count: bool) -> _Recorded:
+    """Shapes and work of the graph; computed without data where every operator allows it."""
+    recording = _Recording(module, "meta", count)
     named = [*recording.named_parameters(), *recording.named_buffers()]
     state = {name: torch.empty_like(tensor, device="meta") for name, tensor in named}
     with torch.no_grad():
         try:
             torch.func.functional_call(recording, state, (torch.empty(input_shape, device="meta"),))
-            return recording.recorder.shapes
+            return recording.recorded(input_shape[0])
         except (RuntimeError, NotImplementedError, TypeError, ValueError, AssertionError):
             pass  # an operator without a meta kernel, or a true misfit: real zeros tell which
         device = next((str(tensor.device) for _, tensor in named), "cpu")
-        recording = _Recording(module, device)
+        recording = _Recording(module, device, count)
         try:
             recording(torch.zeros(input_shape, device=device))
         except (RuntimeError, TypeError, ValueError, AssertionError) as error:
@@ -239,12 +272,10 @@ def _shapes(module: fx.GraphModule, input_shape: tuple[int, ...]) -> dict[fx.Nod
                 f"the network does not take an input of shape {tuple(input_shape)}: {first}; "
                 "give input_shape=(n, 3, h, w) as it was built for"
             ) from error
-    return recording.recorder.shapes
+    return recording.recorded(input_shape[0])
 
 
-def _record_facts(
-    graph: fx.Graph, paths: dict[fx.Node, str], shapes: dict[fx.Node, tuple[int, ...]]
-) -> None:
+def _record_facts(graph: fx.Graph, paths: dict[fx.Node, str], recorded: _Recorded) -> None:
     first = next((node for node in graph.nodes if node.op == "placeholder"), None)
     for node in graph.nodes:
         depends = node is first or any(facts(n).depends for n in node.all_input_nodes)
@@ -254,9 +285,12 @@ def _record_facts(
             and node.target is getattr
             and node.args[1] in _SIZE_ATTRIBUTES
         ) or (node.op == "call_method" and node.target in _SIZE_METHODS)
+        # torch counts a multiplication and an addition as two; what depends on no image runs once
+        work = recorded.flops.get(node, 0) // (2 * (recorded.n if depends else 1))
         node.meta["facts"] = NodeFacts(
             path=paths.get(node, node.name),
-            shape=shapes.get(node),
+            shape=recorded.shapes.get(node),
             depends=depends,
             carries=carries and not reads_size,
+            multiply_adds=work,
         )

@@ -464,7 +464,24 @@ def test_cuts_lists_where_a_network_can_be_cut() -> None:
     assert all(cut["is_legal"] for cut in told)
     everything = json.loads(featx_("cuts", "squeezenet1_1", "--all", "--json").stdout)
     assert any(not cut["is_legal"] for cut in everything)
-    assert "bytes an image" in featx_("cuts", "squeezenet1_1").stdout
+    some = featx_("cuts", "squeezenet1_1", "features.3", "logits", "--all").stdout.splitlines()
+    assert [" ".join(line.split()) for line in some] == [
+        "cut shape layout bytes an image parameters before after saved",
+        "features.3.cat 128x55x55 nchw 1,548,800 13,200 1,222,296 15.9% features.3",
+        "flatten 1000 vector 4,000 1,235,496 0 100.0% logits",
+    ]
+    inside = featx_("cuts", "squeezenet1_1", "features.3.expand1x1", "--all").stdout
+    assert inside.rstrip().endswith("crossed by features.3.squeeze_activation")
+    refused = featx_("cuts", "squeezenet1_1", "features.3.expand*", code=2)
+    assert "no cut features.3.expand* that nothing else crosses (--all shows" in refused.output
+
+
+def test_cuts_takes_models_of_timm() -> None:
+    pytest.importorskip("timm")
+    told = json.loads(featx_("cuts", "timm:test_resnet", "l*", "--json").stdout)
+    named = [(*cut["modules"][:1], *cut["aliases"]) for cut in told]
+    assert [*filter(None, named)][-4:] == [("layer2",), ("layer3",), ("layer4",), ("logits",)]
+    assert all(cut["is_legal"] and 0 < cut["saved"] <= 1 for cut in told)
 
 
 BENCH = ["--backbone", "squeezenet1_1", "--weights", "random", "--engine", "torch-eager",

@@ -13,6 +13,7 @@ from torchvision.models.feature_extraction import get_graph_node_names
 
 from featx import architectures
 from featx.cut import build_front, list_cuts, split_at
+from featx.cut_costs import costs
 from featx.cut_graph import CutGraph
 from featx.errors import InputError
 from featx.tracing import facts, trace
@@ -121,6 +122,64 @@ def test_a_cut_is_legal_where_nothing_else_crosses(tiny):
     assert cuts["x"].aliases == ("input",)
     assert cuts["flatten"].aliases == ("penultimate",)
     assert cuts["fc"].aliases == ("logits",)
+
+
+def test_a_cut_tells_what_lies_before_and_after_it(tiny):
+    cuts = {cut.name: cut for cut in list_cuts(tiny, SHAPE)}
+    n = sum(parameter.numel() for parameter in tiny.parameters())
+    assert (cuts["x"].parameters_before, cuts["x"].parameters_after) == (0, n)
+    bn1 = 3 * 8 * 9 + 8 + 2 * 8  # a convolution with bias, a norm
+    assert (cuts["bn1"].parameters_before, cuts["bn1"].parameters_after) == (bn1, n - bn1)
+    assert (cuts["fc"].parameters_before, cuts["fc"].parameters_after) == (n, 0)
+    first, second, last = 3 * 8 * 9 * 256, 8 * 8 * 9 * 256, 8 * 5
+    assert cuts["bn1"].saved == first / (first + second + last)
+    assert cuts["flatten"].saved == (first + second) / (first + second + last)
+    assert (cuts["x"].saved, cuts["fc"].saved) == (0, 1)
+    assert cuts["relu_1"].size_bytes == 4 * 8 * 16 * 16
+
+
+def test_parameters_count_in_the_part_that_uses_them():
+    class Sharing(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.late = nn.Parameter(torch.zeros(7))
+            self.shared = nn.Linear(3, 3)
+            self.fc = nn.Linear(3, 2)
+
+        def forward(self, x):
+            late = torch.exp(self.late).sum()  # computed first, used behind the cut
+            x = self.shared(x.mean((2, 3)))
+            return self.fc(self.shared(torch.relu(x)) + late)
+
+    cuts = {cut.name: cut for cut in list_cuts(Sharing(), SHAPE)}
+    assert (cuts["relu"].parameters_before, cuts["relu"].parameters_after) == (12, 12 + 7 + 8)
+    front, tail = split_at(Sharing(), "relu")
+    for part, n in ((front, 12), (tail, 12 + 7 + 8)):
+        assert sum(parameter.numel() for parameter in part.parameters()) == n
+
+
+@pytest.mark.parametrize("name", ["resnet18", "vit_b_16", "swin_v2_t"])
+def test_multiply_adds_and_parameters_are_those_that_torchvision_publishes(name):
+    network = _untrained(name, on="meta").eval()
+    entry = next(iter(models.get_model_weights(name)))
+    size = entry.transforms().crop_size[0]
+    graph = CutGraph(network, (1, 3, size, size), count=True)
+    total = sum(facts(node).multiply_adds for node in graph.nodes)
+    assert round(total / 1e9, 3) == entry.meta["_ops"]
+    before = costs(graph.module, graph.needed)[graph.position[graph.alias("logits")]]
+    assert before.parameters_before == entry.meta["num_params"]
+
+
+def test_cuts_are_found_by_pattern_alias_and_module():
+    found = list_cuts(_untrained("densenet121", on="meta"))
+    for pattern, names in {
+        "features.denseblock?": [f"features.denseblock{i}.cat" for i in (1, 2, 3, 4)],
+        "features.transition1.p*": ["features.transition1.pool"],
+        "features.denseblock2": ["features.denseblock2.cat"],
+        "penultimate": ["flatten"],
+        "features": ["features.norm5"],
+    }.items():
+        assert [cut.name for cut in found if cut.matches(pattern)] == names
 
 
 def test_values_that_do_not_depend_on_the_input_may_cross():

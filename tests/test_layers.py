@@ -52,6 +52,7 @@ SHELVES: tuple[frozenset[str], ...] = tuple(
             },
             {
                 "axes",
+                "cut_costs",
                 "identity",
                 "architectures",
                 "timm_backbones",

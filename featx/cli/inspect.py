@@ -231,29 +231,55 @@ def backbones(
 @command
 def cuts(
     backbone: Annotated[str, typer.Argument(help="Name of the network.")],
+    patterns: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[CUT]...",
+            help="Only these: names, or quoted patterns such as 'features.denseblock*'.",
+            show_default=False,
+        ),
+    ] = None,
     legal_only: Annotated[
         bool, typer.Option("--legal/--all", help="Only where nothing else crosses, or everything.")
     ] = True,
     json_output: Json = False,
 ) -> None:
-    """Where a network can be cut: names for --cut, with shape and bytes an image."""
+    """Where a network can be cut: names for --cut, and what lies before and after each.
+
+    Saved is the share of the network's multiply-adds that then run once for an image.
+    """
     from featx.backbones import load_backbone
     from featx.cut import list_cuts
 
     loaded = load_backbone(backbone, weights="random")
     found = list_cuts(loaded.network, input_shape=loaded.input_shape)
-    rows = [cut for cut in found if cut.is_legal or not legal_only]
+    rows = [
+        cut
+        for cut in found
+        if (cut.is_legal or not legal_only) and (not patterns or any(map(cut.matches, patterns)))
+    ]
+    if not rows:
+        legal = " that nothing else crosses (--all shows the others too)" if legal_only else ""
+        raise InputError(
+            f"{backbone} has no cut {' or '.join(patterns or ())}{legal}; "
+            f"`featx cuts {backbone}` lists all"
+        )
     if json_output:
         print_json([{**vars(cut)} for cut in rows])
         return
-    shown = table(None, "cut", "shape", "layout", "bytes an image", "", right=("bytes an image",))
+    columns = ("bytes an image", "parameters before", "after", "saved")
+    shown = table(None, "cut", "shape", "layout", *columns, "", right=columns)
     for cut in rows:
-        n_values = 1
-        for length in cut.shape:
-            n_values *= length
-        crossing = "" if cut.is_legal else f"crossed by {', '.join(cut.crossing)}"
+        crossing = () if cut.is_legal else (f"crossed by {', '.join(cut.crossing)}",)
         shown.add_row(
-            cut.name, "x".join(map(str, cut.shape)), cut.layout, f"{4 * n_values:,}", crossing
+            cut.name,
+            "x".join(map(str, cut.shape)),
+            cut.layout,
+            f"{cut.size_bytes:,}",
+            f"{cut.parameters_before:,}",
+            f"{cut.parameters_after:,}",
+            f"{cut.saved:.1%}",
+            "; ".join((*cut.aliases, *cut.modules[:1], *crossing)),
         )
     out().print(shown)
 
