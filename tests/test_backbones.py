@@ -19,6 +19,7 @@ from torchvision import models
 
 from featx import architectures, backbones, weight_files, weights
 from featx.backbones import list_backbones, load_backbone
+from featx.classics import CLASSICS
 from featx.errors import InputError, WeightsError
 from featx.transforms import Transform
 
@@ -326,7 +327,7 @@ def test_the_list_has_every_network_with_its_size_and_builds_none(hub, monkeypat
     monkeypatch.setattr(architectures, "build", None)
     (hub / "resnet50-11ad3fa6.pth").write_bytes(b"")
     infos = {info.name: info for info in list_backbones()}
-    assert set(infos) == set(architectures.architecture_names())
+    assert list(infos) == sorted({*architectures.architecture_names(), *CLASSICS})
     resnet = infos["resnet50"]
     assert (resnet.family, resnet.input_size) == ("resnet", 224)
     assert resnet.params_millions == pytest.approx(25.557032)

@@ -448,9 +448,9 @@ def test_verify_repair_mends_a_cache(colour_folder: Folder, tmp_path: Path) -> N
     assert "as they were written" in featx_("verify", "--repair", path).stdout
 
 
-def test_backbones_lists_all_eighty_and_filters() -> None:
+def test_backbones_lists_all_of_torchvision_and_the_classics_and_filters() -> None:
     told = json.loads(featx_("backbones", "--json").stdout)
-    assert len(told) == 80
+    assert len(told) == 80 + 3
     shown = featx_("backbones", "densenet").stdout
     for name in ("densenet121", "densenet161", "densenet169", "densenet201"):
         assert name in shown

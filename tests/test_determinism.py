@@ -30,12 +30,15 @@ N = 10
 QUICK = {"mobilenet_v2": 64, "resnet18": 64}
 FAMILIES = {
     "alexnet": 64,
+    "cifarnet": 32,
     "convnext_tiny": 64,
     "densenet121": 64,
+    "densenet_small": 96,
     "efficientnet_b0": 64,
     "efficientnet_v2_s": 64,
     "googlenet": 64,
     "inception_v3": 128,
+    "lenet5": 32,
     "maxvit_t": 224,
     "mnasnet1_0": 64,
     "mobilenet_v2": 64,
@@ -76,8 +79,7 @@ def options_for(backbone: str, **changes: Any) -> ExtractOptions:
 
 
 def pixels_of(pipeline: Pipeline, n: int = N) -> np.ndarray:
-    crop = pipeline.backbone.transform.crop
-    return np.random.default_rng(0).integers(0, 256, (n, crop, crop, 3), dtype=np.uint8)
+    return np.random.default_rng(0).integers(0, 256, (n, *pipeline.loader.shape), dtype=np.uint8)
 
 
 def rows_of(pipeline: Pipeline, pixels: np.ndarray, order: list[int]) -> dict[int, bytes]:
