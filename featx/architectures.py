@@ -135,7 +135,9 @@ def published_named(name: str, wanted: str) -> PublishedWeights | None:
     return by_name.get(wanted.rpartition(".")[2])
 
 
-def build(name: str, *, entry: PublishedWeights, for_weights: bool) -> nn.Module:
+def build(
+    name: str, *, entry: PublishedWeights, for_weights: bool, num_classes: int | None = None
+) -> nn.Module:
     """An untrained network of the form that `entry`'s weights fit, in training mode.
 
     Parameters
@@ -144,6 +146,8 @@ def build(name: str, *, entry: PublishedWeights, for_weights: bool) -> nn.Module
         True: as torchvision builds it before it loads weights (GoogLeNet and Inception with
         `transform_input` and auxiliary heads, without their slow initialisation); call
         `drop_auxiliary` after loading. False: initialised, without auxiliary heads.
+    num_classes
+        Number of outputs; None: as many as `entry` names.
     """
     options: dict[str, Any] = {}
     if name in _AUXILIARY:
@@ -152,8 +156,9 @@ def build(name: str, *, entry: PublishedWeights, for_weights: bool) -> nn.Module
         options |= {"transform_input": for_weights}
     if family(name) == "vit":
         options["image_size"] = entry.min_size
-    num_classes = len(entry.classes) or 1000  # VGG's IMAGENET1K_FEATURES entry names no classes
-    return models.get_model(name, weights=None, num_classes=num_classes, **options)
+    # VGG's IMAGENET1K_FEATURES entry names no classes
+    outputs = num_classes or len(entry.classes) or 1000
+    return models.get_model(name, weights=None, num_classes=outputs, **options)
 
 
 def auxiliary_heads(name: str) -> tuple[str, ...]:

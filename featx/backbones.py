@@ -16,7 +16,7 @@ from featx.architectures import PublishedWeights
 from featx.classics import CLASSICS
 from featx.errors import InputError, WeightsError
 from featx.frozen import Backbone, freeze, non_finite, random_note, seeded, untrained_keys
-from featx.keys import classifier_path, load_into, rename_old_keys
+from featx.keys import classifier_path, load_into, other_outputs, rename_old_keys
 from featx.transforms import Transform
 from featx.unpublished import N_CLASSES, load_classic
 from featx.weight_files import sha256_file
@@ -256,11 +256,15 @@ def _load_file(
     form = entry or _form_for(name, state)
     network = _build(name, form, seed, for_weights=True)
     auxiliary = architectures.auxiliary_heads(name)
+    classifier = classifier_path(network, auxiliary=auxiliary)
+    n_outputs = other_outputs(state, network, classifier)
+    if n_outputs is not None:
+        network = _build(name, form, seed, for_weights=True, num_classes=n_outputs)
     guess = architectures.guess(state)
     notes = load_into(
         network,
         state,
-        classifier=classifier_path(network, auxiliary=auxiliary),
+        classifier=classifier,
         auxiliary=auxiliary,
         source=str(path),
         looks_like=guess if guess != name else None,
@@ -296,9 +300,18 @@ def _form_for(name: str, state: Mapping[str, torch.Tensor]) -> PublishedWeights:
     return entries[0]
 
 
-def _build(name: str, entry: PublishedWeights, seed: int, *, for_weights: bool) -> nn.Module:
+def _build(
+    name: str,
+    entry: PublishedWeights,
+    seed: int,
+    *,
+    for_weights: bool,
+    num_classes: int | None = None,
+) -> nn.Module:
     with seeded(seed):
-        return architectures.build(name, entry=entry, for_weights=for_weights)
+        return architectures.build(
+            name, entry=entry, for_weights=for_weights, num_classes=num_classes
+        )
 
 
 def _transform(
@@ -349,7 +362,12 @@ def _load_timm(
         path = _existing_file(name, weights)
         shown = path.name
         state = read_state_dict(path)
-        notes = load_into(network, state, classifier=classifier_path(network), source=str(path))
+        classifier = classifier_path(network)
+        n_outputs = other_outputs(state, network, classifier)
+        if n_outputs is not None:
+            with seeded(seed):
+                network = timm_backbones.build(model_name, pretrained=False, num_classes=n_outputs)
+        notes = load_into(network, state, classifier=classifier, source=str(path))
         untrained = untrained_keys(network, state)
     freeze(network)
     fields, transform_notes = timm_backbones.transform_fields(network)

@@ -59,10 +59,10 @@ def classifier_path(network: nn.Module, *, auxiliary: Iterable[str] = ()) -> str
     return paths[-1]
 
 
-def outputs_in(
+def other_outputs(
     state: Mapping[str, torch.Tensor], network: nn.Module, classifier: str
 ) -> int | None:
-    """How many outputs a file's classifier has, where it fits the network's but for them.
+    """How many outputs a file's classifier has, where that is all in which it differs.
 
     Parameters
     ----------
@@ -71,22 +71,24 @@ def outputs_in(
 
     Returns
     -------
-    None where a value is missing, or more than the number of outputs is another.
+    None where it fits, has missing values, or differs in more.
 
     Examples
     --------
-    >>> file = {"weight": torch.ones(5, 4), "bias": torch.ones(5)}
-    >>> outputs_in({f"fc.{key}": values for key, values in file.items()},
-    ...            nn.Sequential(OrderedDict(fc=nn.Linear(4, 1000))), "fc")
+    >>> file = {"fc.weight": torch.ones(5, 4), "fc.bias": torch.ones(5)}
+    >>> other_outputs(file, nn.Sequential(OrderedDict(fc=nn.Linear(4, 1000))), "fc")
     5
     """
+    module = network.get_submodule(classifier)
     found = set()
-    for key, wanted in network.get_submodule(classifier).state_dict().items():
+    for key, wanted in module.state_dict().items():
         values = state.get(f"{classifier}.{key}")
         if values is None or values.ndim != wanted.ndim or values.shape[1:] != wanted.shape[1:]:
             return None
         found.add(len(values))
-    return found.pop() if len(found) == 1 and min(found) > 0 else None
+    n_outputs = found.pop()
+    differs = not found and n_outputs not in (0, len(module.get_parameter("weight")))
+    return n_outputs if differs else None
 
 
 def load_into(

@@ -13,7 +13,7 @@ from featx.errors import InputError, MissingExtraError, WeightsError
 _INTERPOLATIONS = {"bilinear", "bicubic", "nearest"}
 
 
-def build(name: str, *, pretrained: bool) -> nn.Module:
+def build(name: str, *, pretrained: bool, num_classes: int | None = None) -> nn.Module:
     """A timm model by timm's name, in training mode.
 
     Parameters
@@ -22,6 +22,8 @@ def build(name: str, *, pretrained: bool) -> nn.Module:
         Without ``timm:`` before it; with or without timm's tag (``resnet18.a1_in1k``).
     pretrained
         Whether timm loads its own weights (downloaded through its hub).
+    num_classes
+        Number of outputs; None: the model's own.
 
     Raises
     ------
@@ -38,7 +40,8 @@ def build(name: str, *, pretrained: bool) -> nn.Module:
         hint = f"; did you mean {' or '.join(near)}?" if near else "."
         raise InputError(f"unknown timm model {name!r}{hint} timm.list_models() lists them")
     try:
-        model: nn.Module = timm.create_model(name, pretrained=pretrained)
+        options = {} if num_classes is None else {"num_classes": num_classes}
+        model: nn.Module = timm.create_model(name, pretrained=pretrained, **options)
     except (OSError, RuntimeError, ValueError, LookupError) as error:
         if not pretrained:
             raise InputError(f"timm cannot build {name!r}: {error}") from error

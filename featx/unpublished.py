@@ -12,7 +12,7 @@ from featx import architectures
 from featx.classics import CLASSICS
 from featx.errors import InputError
 from featx.frozen import Backbone, freeze, non_finite, random_note, seeded, untrained_keys
-from featx.keys import classifier_path, load_into, outputs_in
+from featx.keys import classifier_path, load_into, other_outputs
 from featx.transforms import Transform
 from featx.weight_files import sha256_file
 from featx.weights import read_state_dict, state_dict_sha256
@@ -86,8 +86,8 @@ def _loaded(
     if path is not None:
         state = read_state_dict(path)
         classifier = classifier_path(network)
-        n_outputs = outputs_in(state, network, classifier)
-        if n_outputs not in (None, N_CLASSES):
+        n_outputs = other_outputs(state, network, classifier)
+        if n_outputs is not None:
             with seeded(seed):
                 network = build(n_outputs)
         notes = load_into(

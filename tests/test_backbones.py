@@ -20,6 +20,7 @@ from torchvision import models
 from featx import architectures, backbones, weight_files, weights
 from featx.backbones import list_backbones, load_backbone
 from featx.classics import CLASSICS
+from featx.cut import build_front
 from featx.errors import InputError, WeightsError
 from featx.transforms import Transform
 
@@ -176,12 +177,13 @@ def test_an_unpublished_densenet_file_loads_every_value_under_old_and_new_names(
     backbone = load_backbone("densenet121", weights=tmp_path / "birds.safetensors")
     loaded = backbone.network.state_dict()
     for key, tensor in state.items():
-        assert key.startswith("classifier.") or torch.equal(loaded[key], tensor)
-    assert "(20, 1024) in the file and (1000, 1024) in the network" in backbone.notes[0]
+        assert torch.equal(loaded[key], tensor)
+    assert backbone.untrained == ()
 
 
 def test_a_dropped_classifier_leaves_seeded_values_and_the_rest_of_the_file(tmp_path):
     state = {f"module.{k}": v for k, v in _trained_like("mobilenet_v2", num_classes=965).items()}
+    del state["module.classifier.1.bias"]
     torch.save({"epoch": 9, "state_dict": state}, tmp_path / "a.pth")
     first = load_backbone("mobilenet_v2", weights=tmp_path / "a.pth", seed=3)
     again = load_backbone("mobilenet_v2", weights=tmp_path / "a.pth", seed=3)
@@ -189,6 +191,41 @@ def test_a_dropped_classifier_leaves_seeded_values_and_the_rest_of_the_file(tmp_
     assert first.network.classifier[1].weight.shape == (1000, 1280)
     assert "the classifier (classifier.1)" in first.notes[0]
     assert first.classes == ()
+
+
+@pytest.mark.parametrize(
+    ("name", "build", "size"),
+    [
+        ("resnet34", models.resnet34, 32),
+        ("squeezenet1_1", models.squeezenet1_1, 64),
+        ("googlenet", models.googlenet, 32),
+    ],
+)
+def test_a_file_of_five_classes_loads_as_it_is_and_gives_five_outputs(name, build, size, tmp_path):
+    options = {"transform_input": True, "init_weights": False} if name == "googlenet" else {}
+    trained = build(num_classes=5, **options).eval()
+    torch.save(trained.state_dict(), tmp_path / "flowers.pth")
+    backbone = load_backbone(name, weights=tmp_path / "flowers.pth")
+    x = torch.randn(2, 3, size, size)
+    assert torch.equal(backbone.network(x), trained(x))
+    assert backbone.network(x).shape == (2, 5)
+    assert build_front(backbone.network, cut="logits")(x).shape[:2] == (2, 5)
+    assert backbone.untrained == ()
+    (note,) = backbone.notes
+    assert note.startswith("transform assumed")
+
+
+def test_features_before_the_classifier_are_the_same_whatever_its_size(tmp_path):
+    many, few = _trained_like("squeezenet1_1"), _trained_like("squeezenet1_1", num_classes=5)
+    few |= {key: tensor for key, tensor in many.items() if not key.startswith("classifier")}
+    fronts = []
+    for state in (many, few):
+        torch.save(state, tmp_path / "a.pth")
+        network = load_backbone("squeezenet1_1", weights=tmp_path / "a.pth").network
+        fronts.append(build_front(network))
+    x = torch.randn(2, 3, 64, 64)
+    assert torch.equal(fronts[0](x), fronts[1](x))
+    assert fronts[0].identity == fronts[1].identity
 
 
 def test_a_file_of_another_network_is_refused_and_recognised(tmp_path):
@@ -338,7 +375,7 @@ def test_the_list_has_every_network_with_its_size_and_builds_none(hub, monkeypat
 
 @pytest.mark.real_data
 @pytest.mark.skipif(not REAL_WEIGHTS.is_dir(), reason="no real weights on this machine")
-def test_the_real_mobilenet_files_load_one_whole_and_one_without_its_classifier():
+def test_the_real_mobilenet_files_load_whole():
     whole = load_backbone("mobilenet_v2", weights=REAL_WEIGHTS / "mobilenet_v2-e36a8f4b.pth")
     assert len(whole.notes) == 1
     assert whole.weights_sha256.startswith("e36a8f4b")
@@ -346,4 +383,4 @@ def test_the_real_mobilenet_files_load_one_whole_and_one_without_its_classifier(
     plain.load_state_dict(weights.read_state_dict(whole.weights_path), strict=True)
     assert _same_bits(whole.network, plain)
     (birds,) = REAL_WEIGHTS.glob("mobilenet_v2_inat_birds-*.pth")
-    assert "(965, 1280)" in load_backbone("mobilenet_v2", weights=birds).notes[0]
+    assert load_backbone("mobilenet_v2", weights=birds).network.classifier[1].out_features == 965

@@ -403,9 +403,10 @@ def test_a_cut_behind_a_dropped_classifier_is_refused(
 ) -> None:
     from torchvision import models
 
-    network = models.squeezenet1_1(num_classes=7)
-    torch.save(network.state_dict(), tmp_path / "seven.pth")
-    weights = str(tmp_path / "seven.pth")
+    state = models.squeezenet1_1(num_classes=7).state_dict()
+    del state["classifier.1.bias"]
+    torch.save(state, tmp_path / "headless.pth")
+    weights = str(tmp_path / "headless.pth")
     root = colour_folder(per_class=1)
     with pytest.raises(InputError, match=r"lies behind classifier\.1\.weight.*would be random"):
         extract(root, tmp_path, weights=weights, cut="logits")

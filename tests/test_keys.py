@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from featx.errors import WeightsError
-from featx.keys import classifier_path, load_into, rename_old_keys
+from featx.keys import classifier_path, load_into, other_outputs, rename_old_keys
 
 
 class Small(nn.Module):
@@ -65,6 +65,23 @@ def test_a_classifier_that_was_replaced_by_several_layers_is_dropped():
     (note,) = _load(Small(), source.state_dict())
     assert "missing: classifier.1.weight" in note
     assert "unexpected: classifier.0.weight" in note
+
+
+@pytest.mark.parametrize(
+    ("file", "found"),
+    [
+        ({"weight": (9, 4), "bias": (9,)}, 9),
+        ({"weight": (5, 4), "bias": (5,)}, None),  # fits
+        ({"weight": (9, 4)}, None),
+        ({"weight": (9, 4), "bias": (8,)}, None),
+        ({"weight": (9, 6), "bias": (9,)}, None),
+        ({"weight": (9, 4, 1, 1), "bias": (9,)}, None),
+        ({"weight": (0, 4), "bias": (0,)}, None),
+    ],
+)
+def test_other_outputs_are_found_where_the_classifier_differs_in_nothing_else(file, found):
+    state = {f"classifier.1.{key}": torch.ones(shape) for key, shape in file.items()}
+    assert other_outputs(state, Small(), "classifier.1") == found
 
 
 def test_layers_beside_the_classifier_in_its_container_are_features_and_must_fit():
