@@ -76,7 +76,7 @@ def check_name(name: str) -> None:
     hint = f"; did you mean {' or '.join(near)}?" if near else "."
     raise InputError(
         f"unknown backbone {name!r}{hint} `featx backbones` lists them; "
-        "a timm model is named timm:NAME"
+        "a timm model is named timm:NAME, a network of your own package.module:factory"
     )
 
 

@@ -17,8 +17,9 @@ from featx.classics import CLASSICS
 from featx.errors import InputError, WeightsError
 from featx.frozen import Backbone, freeze, non_finite, random_note, seeded, untrained_keys
 from featx.keys import classifier_path, load_into, other_outputs, rename_old_keys
+from featx.own_network import is_own
 from featx.transforms import Transform
-from featx.unpublished import N_CLASSES, load_classic
+from featx.unpublished import N_CLASSES, load_classic, load_own
 from featx.weight_files import sha256_file
 from featx.weights import (
     check_published_hash,
@@ -122,7 +123,9 @@ def load_backbone(
     Parameters
     ----------
     name
-        A classification network of torchvision, one of `featx.classics`, or ``timm:NAME``.
+        A classification network of torchvision, one of `featx.classics`, ``timm:NAME``, or
+        ``package.module:factory``, whose module is imported (see `featx.own_network`): never take
+        the name from a file.
     weights
         ``"default"``: ``IMAGENET1K_V1``, or the first published entry where there is none;
         ``"DEFAULT"``: torchvision's newest; an entry's name; a path; ``"random"``.
@@ -151,10 +154,12 @@ def load_backbone(
     overrides = _checked_overrides(transform)
     if name.startswith("timm:"):
         return _load_timm(name, weights, seed, overrides)
-    architectures.check_name(name)
-    if name in CLASSICS:
+    if not is_own(name):
+        architectures.check_name(name)
+    if name in CLASSICS or is_own(name):
         path = None if weights == "random" else _existing_file(name, weights)
-        return load_classic(name, path, seed=seed, overrides=overrides)
+        load = load_classic if name in CLASSICS else load_own
+        return load(name, path, seed=seed, overrides=overrides)
     if weights == "random":
         return _load_random(name, seed, overrides)
     entry = architectures.published_named(name, weights) if isinstance(weights, str) else None
@@ -191,7 +196,7 @@ def _existing_file(name: str, weights: str | os.PathLike[str]) -> Path:
             f"weights file {path} {what}; give the path of a .pth or .safetensors file, "
             "an entry's name, or random"
         )
-    if name in CLASSICS:
+    if name in CLASSICS or is_own(name):
         raise WeightsError(
             f"there are no published weights of {name}, so that --weights {weights} names none: "
             "give the path of a .pth or .safetensors file with --weights, or take random ones "

@@ -26,19 +26,24 @@ class Backbone(BackboneIdentity):
     untrained
         Parameters of `network` that the weights' file has no values for, such as a dropped
         classifier's: they are random, and no features may be taken behind them.
-    traced_at
-        (n, c, h, w) of the input it is traced with; None: the size it says it was built for, or
-        224 x 224.
+    sized_by_transform
+        Whether it takes only what its transform gives, and is traced with that; else with the size
+        that it says it was built for, or 224 x 224.
     """
 
     network: nn.Module
     untrained: tuple[str, ...] = ()
-    traced_at: tuple[int, int, int, int] | None = None
+    sized_by_transform: bool = False
 
     @property
     def input_shape(self) -> tuple[int, int, int, int]:
         """(1, c, h, w): one picture, as its transform gives it."""
         return 1, self.transform.channels, self.transform.crop, self.transform.crop
+
+    @property
+    def traced_at(self) -> tuple[int, int, int, int] | None:
+        """The `input_shape` it is to be traced with; None where its own default will do."""
+        return self.input_shape if self.sized_by_transform else None
 
 
 @contextmanager

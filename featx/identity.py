@@ -55,9 +55,13 @@ class FrontIdentity:
         ``nhwc``, ``tokens``, ``nct`` or ``other``.
     notes
         Sentences for the user: what ``auto`` was taken to mean.
+    code_sha256
+        Of what the user's own network computes up to there (`featx.own_network.code_sha256`);
+        empty of others, which their name tells.
     """
 
     cut: str
     pool: str
     layout: str
     notes: tuple[str, ...] = ()
+    code_sha256: str = ""

@@ -36,6 +36,7 @@ from featx.forward import Lane, Sink, StageTimes, run_lanes
 from featx.identity import BackboneIdentity, FrontIdentity
 from featx.isolation import IsolatedLoader
 from featx.loading import Loader, ManyLoader, Picture
+from featx.own_network import code_sha256, is_own
 from featx.quick_start import Known, is_possible, recall, remember
 from featx.specs import ExtractOptions
 from featx.transforms import Transform
@@ -181,6 +182,9 @@ def build_pipeline(
     front = build_front(
         backbone.network, cut=options.cut, pool=options.pool, input_shape=backbone.traced_at
     )
+    identity = front.identity
+    if is_own(backbone.name):
+        identity = replace(identity, code_sha256=code_sha256(front.body))
     _check_trained(backbone, front)
     loader = _loader(options, backbone.transform)
     replayed = replay(backbone, device) if replay else Running(n_images=n_images)
@@ -194,7 +198,7 @@ def build_pipeline(
         device,
         precision,
         (backbone.transform.crop, backbone.transform.crop),
-        _identity(backbone, front),
+        _identity(backbone, identity),
         backbone.transform.channels,
     )
     with torch_threads(running.threads):
@@ -203,11 +207,11 @@ def build_pipeline(
     versions = _versions()
     if engine.name == OPENVINO and untouched and transform is None:
         default = openvino_batch_size(work)
-        known = Known(backbone, front.identity, work.identity, default, default_threads, versions)
+        known = Known(backbone, identity, work.identity, default, default_threads, versions)
         remember(options, precision, known)
     return Pipeline(
         backbone,
-        front.identity,
+        identity,
         engine,
         loader,
         device,
@@ -300,7 +304,7 @@ def _running(options: ExtractOptions, replayed: Running) -> Running:
     )
 
 
-def _identity(backbone: Backbone, front: Front) -> dict[str, Any]:
+def _identity(backbone: Backbone, front: FrontIdentity) -> dict[str, Any]:
     """All that the features of a picture depend on."""
     return {
         "backbone": backbone.name,
@@ -309,6 +313,7 @@ def _identity(backbone: Backbone, front: Front) -> dict[str, Any]:
         "pool": front.pool,
         "mean": list(backbone.transform.mean),
         "std": list(backbone.transform.std),
+        **({"code_sha256": front.code_sha256} if front.code_sha256 else {}),
     }
 
 

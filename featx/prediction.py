@@ -80,6 +80,7 @@ def predict(
     head: str | os.PathLike[str],
     images: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
     *,
+    backbone: str | None = None,
     weights: str | None = None,
     engine: str = "auto",
     device: str = "auto",
@@ -97,6 +98,8 @@ def predict(
     head : a head file, as `fit_head` writes it.
     images : files, folders and globs, in the order wanted; or one cache (``.h5``), whose features
         are used as they are, without a forward pass.
+    backbone : ``package.module:factory``, where the features were made by the user's own code;
+        else not needed.
     weights : the backbone's weights file or entry; by default where it lay when the features were
         made, else its published name.
     engine, device, batch_size, workers : how to run; by the fixed rules where not given.
@@ -132,6 +135,7 @@ def predict(
     pipeline = pipeline_of_spec(
         file.metadata["cache"]["spec"],
         file.metadata["cache"]["plan"],
+        backbone=backbone,
         weights=weights,
         engine=engine,
         device=device,

@@ -23,6 +23,7 @@ from featx.engines.openvino import is_installed
 from featx.engines.store import Prepared, load_prepared
 from featx.errors import WeightsError
 from featx.identity import BackboneIdentity, FrontIdentity
+from featx.own_network import is_own
 from featx.specs import ExtractOptions
 from featx.transforms import Transform
 from featx.weight_files import is_local_weights, sha256_file
@@ -70,6 +71,7 @@ def is_possible(options: ExtractOptions, device: Device) -> bool:
         and device.kind == "cpu"
         and options.engine in ("auto", OPENVINO)
         and options.weights != "random"
+        and not is_own(options.backbone)  # its code may have changed
         and is_installed()
     )
 

@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from featx.errors import HeadError, WeightsError
 from featx.foreign import check_computable
+from featx.own_network import trusted_name
 from featx.pipeline import MAX_SAMPLES, Pipeline, build_pipeline
 from featx.specs import ExtractOptions
 from featx.transforms import Transform
@@ -32,6 +33,7 @@ def pipeline_of_spec(
     spec: Mapping[str, Any],
     plan: Mapping[str, Any],
     *,
+    backbone: str | None = None,
     weights: str | None = None,
     engine: str = "auto",
     device: str = "auto",
@@ -42,20 +44,22 @@ def pipeline_of_spec(
     """The pipeline that made a cache, from its recorded spec.
 
     Weights are looked for at `weights`, else where they lay then, else by their published name.
-    `files` are those it is for.
+    `backbone` is needed where the user's own code made the network. `files` are those it is for.
 
     Raises
     ------
     HeadError
-        The features were imported, or the weights found are not the ones recorded: their SHA-256
-        differs.
+        The features were imported; the weights found are not the ones recorded, for their SHA-256
+        differs; or the user's own code is not what it was.
     WeightsError
         No weights can be found.
     """
     check_computable(spec)
     _check_record(spec, plan)
     recorded = plan["weights"]
-    options = options_of_spec(spec, plan, weights=weights, device=device, batch_size=batch_size)
+    options = options_of_spec(
+        spec, plan, backbone=backbone, weights=weights, device=device, batch_size=batch_size
+    )
     options = replace(options, engine=engine, precision=precision or options.precision)
     _check_recorded_file(recorded, weights, spec)
     pipeline = build_pipeline(
@@ -71,26 +75,39 @@ def pipeline_of_spec(
             f"{spec['weights_sha256'][:16]}…, but {options.weights!r} has {found[:16]}…; "
             "give the right file with --weights"
         )
+    _check_code(spec, pipeline.front.code_sha256, options.backbone)
     return pipeline
+
+
+def _check_code(spec: Mapping[str, Any], found: str, backbone: str) -> None:
+    """Refuse code that computes something else than what made the features."""
+    if spec.get("code_sha256", "") != found:
+        raise HeadError(
+            f"{backbone} computes something else than the {spec['backbone']} that made the "
+            "features: its layers or its code have changed (or PyTorch, which tells of them); "
+            "restore the code, or extract the features and fit the head again"
+        )
 
 
 def options_of_spec(
     spec: Mapping[str, Any],
     plan: Mapping[str, Any],
     *,
+    backbone: str | None = None,
     weights: str | None = None,
     device: str = "auto",
     batch_size: int | None = None,
 ) -> ExtractOptions:
     """What was asked when a cache was made, but for the preprocessing, which the spec holds whole.
 
-    Weights are those at `weights`, else where they lay then, else of their published name.
+    Weights are those at `weights`, else where they lay then, else of their published name;
+    `backbone` replaces the name recorded, see `featx.own_network.trusted_name`.
     """
     recorded = plan.get("weights", {})
     rules = spec.get("images", {})
     split_folders = rules.get("split_folders")
     return ExtractOptions(
-        backbone=spec["backbone"],
+        backbone=trusted_name(spec["backbone"], backbone),
         weights=weights or _recorded_weights(recorded, spec["backbone"]),
         seed=int(recorded.get("seed", 0)),
         cut=spec["cut"],

@@ -29,6 +29,7 @@ def repair(
     cache: str | os.PathLike[str],
     *,
     images: str | os.PathLike[str] | None = None,
+    backbone: str | None = None,
     weights: str | None = None,
     device: str = "auto",
     prune: bool = False,
@@ -45,6 +46,7 @@ def repair(
     ----------
     cache : a finished cache.
     images : folder, list or glob to list anew; by default the one recorded in the cache.
+    backbone : ``package.module:factory``, where the cache was made by the user's own code.
     weights : the backbone's weights file; by default where it lay.
     device : to compute on; must be of the kind the cache was computed on.
     prune : accept that the listed folder has moved, or lost more than a tenth of its images or all
@@ -71,7 +73,9 @@ def repair(
         return Extraction(feature_set(file), kept, file.run, 0)
     check_repairable(file)
     bad = set(found.bad_columns)
-    options = options_of_spec(file.spec, file.plan, weights=weights, device=device)
+    options = options_of_spec(
+        file.spec, file.plan, backbone=backbone, weights=weights, device=device
+    )
     if images is None and bad <= _TABLE_INTACT:
         table, source = _own_table(file, found), _recorded_source(file)
     else:

@@ -24,7 +24,7 @@ class ExtractOptions:
 
     Attributes
     ----------
-    backbone : name of a network, see `featx backbones`.
+    backbone : name of a network, see `featx backbones`; or ``package.module:factory`` of one's own.
     weights : ``default`` (the architecture's IMAGENET1K_V1), ``DEFAULT`` (torchvision's newest),
         the name of a published entry, a file, or ``random``.
     seed : of random weights.
@@ -134,6 +134,7 @@ def make_spec(
         "dtype": options.dtype,
         # how the images were found does not matter where the rules of their labels are the same
         "images": {name: rule for name, rule in table.rules.items() if name != "source"},
+        **({"code_sha256": front.code_sha256} if front.code_sha256 else {}),
     }
 
 

@@ -270,7 +270,8 @@ def _recorded(module: fx.GraphModule, input_shape: tuple[int, ...], count: bool)
             first = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise InputError(
                 f"the network does not take an input of shape {tuple(input_shape)}: {first}; "
-                "give input_shape=(n, 3, h, w) as it was built for"
+                "give input_shape=(n, c, h, w) as it was built for (on the command line --crop, "
+                "and as many numbers in --mean and --std as channels)"
             ) from error
     return recording.recorded(input_shape[0])
 

@@ -1,4 +1,4 @@
-"""Networks without published weights: the classics, random or from a file."""
+"""Networks without published weights: the classics, and the user's own; random or from a file."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from torch import nn
 
-from featx import architectures
+from featx import architectures, own_network
 from featx.classics import CLASSICS
 from featx.errors import InputError
 from featx.frozen import Backbone, freeze, non_finite, random_note, seeded, untrained_keys
@@ -18,6 +18,12 @@ from featx.weight_files import sha256_file
 from featx.weights import read_state_dict, state_dict_sha256
 
 N_CLASSES: Final = 10  # of a classic, where no file's classifier says otherwise
+IMAGENET: Final = {  # torchvision.transforms._presets.ImageClassification
+    "resize": 256,
+    "crop": 224,
+    "mean": (0.485, 0.456, 0.406),
+    "std": (0.229, 0.224, 0.225),
+}
 
 
 def classic_transform(name: str) -> Transform:
@@ -54,50 +60,105 @@ def load_classic(
         raise InputError(
             f"{name} takes images of {takes} pixels a side, got a crop of {transform.crop}"
         )
-    note = (
-        f"transform of {name} ({classic.why}): {_in_words(transform)}; "
-        "--resize, --crop, --mean, --std and --interpolation change it"
+    network, notes, untrained = _with_weights(
+        lambda n_outputs: classic.build(n_outputs or N_CLASSES), path, seed
     )
-    return _loaded(name, classic.build, transform, note, path, seed)
+    note = _told(f"transform of {name} ({classic.why})", transform)
+    return _backbone(name, network, transform, (*notes, note), untrained, path)
 
 
-def _in_words(transform: Transform) -> str:
+def load_own(name: str, path: Path | None, *, seed: int, overrides: Mapping[str, Any]) -> Backbone:
+    """What the user's own code makes (`featx.own_network`), with its weights and a transform.
+
+    The transform is the network's attribute `transform` where that is a `Transform` or a mapping of
+    its fields; else ImageNet's, which is said. One number each for `mean` and `std` make it one
+    channel.
+
+    Parameters
+    ----------
+    path, seed, overrides : as of `load_classic`.
+
+    Raises
+    ------
+    InputError, WeightsError
+        As `featx.own_network.build` and `load_classic`.
+    """
+    takes_classes = own_network.takes_classes(name)
+
+    def make(n_outputs: int | None) -> nn.Module:
+        return own_network.build(name, n_outputs if takes_classes else None)
+
+    network, notes, untrained = _with_weights(make, path, seed)
+    transform, note = _own_transform(name, network, overrides)
+    return _backbone(name, network, transform, (*notes, note), untrained, path)
+
+
+def _own_transform(
+    name: str, network: nn.Module, overrides: Mapping[str, Any]
+) -> tuple[Transform, str]:
+    found = getattr(network, "transform", None)
+    fields = found.to_dict() if isinstance(found, Transform) else found
+    if isinstance(fields, Mapping):
+        origin = f"transform of {name}, its attribute `transform`"
+    else:
+        fields = IMAGENET
+        origin = "transform assumed: ImageNet's, for the network has no attribute `transform`"
+    wanted = {**fields, **overrides}
+    means = wanted.get("mean")
+    if isinstance(means, (tuple, list)) and ("channels" not in fields or "mean" in overrides):
+        wanted["channels"] = len(means)
+    transform = Transform.from_dict(wanted)
+    return transform, _told(origin, transform)
+
+
+def _told(origin: str, transform: Transform) -> str:
+    """A transform in one sentence: where it is from, what it is, and how to change it."""
     colour = "grey" if transform.channels == 1 else "RGB"
+    side = "as it is" if transform.resize is None else f"short side {transform.resize}"
     mean, std = (",".join(f"{v:g}" for v in values) for values in (transform.mean, transform.std))
     return (
-        f"short side {transform.resize}, centre of {transform.crop} x {transform.crop} pixels, "
-        f"{colour}, mean {mean}, std {std}"
+        f"{origin}: {side}, centre of {transform.crop} x {transform.crop} pixels, {colour}, "
+        f"mean {mean}, std {std}; --resize, --crop, --mean, --std and --interpolation change it"
     )
 
 
-def _loaded(
-    name: str,
-    build: Callable[[int], nn.Module],
-    transform: Transform,
-    note: str,
-    path: Path | None,
-    seed: int,
-) -> Backbone:
-    """The network with random weights or, with as many outputs as it has, those of a file."""
+def _with_weights(
+    make: Callable[[int | None], nn.Module], path: Path | None, seed: int
+) -> tuple[nn.Module, tuple[str, ...], tuple[str, ...]]:
+    """A network with random weights, or with a file's and as many outputs; notes; untrained keys.
+
+    Parameters
+    ----------
+    make : number of outputs, or None for its own, to the network.
+    """
     with seeded(seed):
-        network = build(N_CLASSES)
-    notes: tuple[str, ...] = (random_note(seed),)
-    untrained: tuple[str, ...] = ()
-    if path is not None:
-        state = read_state_dict(path)
-        classifier = classifier_path(network)
-        n_outputs = other_outputs(state, network, classifier)
-        if n_outputs is not None:
-            with seeded(seed):
-                network = build(n_outputs)
-        notes = load_into(
-            network,
-            state,
-            classifier=classifier,
-            source=str(path),
-            looks_like=architectures.guess(state),
-        )
-        untrained = untrained_keys(network, state)
+        network = make(None)
+    if path is None:
+        return network, (random_note(seed),), ()
+    state = read_state_dict(path)
+    classifier = classifier_path(network)
+    n_outputs = other_outputs(state, network, classifier)
+    if n_outputs is not None:
+        with seeded(seed):
+            network = make(n_outputs)
+    notes = load_into(
+        network,
+        state,
+        classifier=classifier,
+        source=str(path),
+        looks_like=architectures.guess(state),
+    )
+    return network, notes, untrained_keys(network, state)
+
+
+def _backbone(
+    name: str,
+    network: nn.Module,
+    transform: Transform,
+    notes: tuple[str, ...],
+    untrained: tuple[str, ...],
+    path: Path | None,
+) -> Backbone:
     freeze(network)
     return Backbone(
         name=name,
@@ -107,7 +168,7 @@ def _loaded(
         weights="random" if path is None else path.name,
         weights_sha256=sha256_file(path) if path else state_dict_sha256(network.state_dict()),
         weights_path=str(path) if path else None,
-        notes=(*notes, *non_finite(network), note),
+        notes=(*non_finite(network), *notes),
         untrained=untrained,
-        traced_at=(2, transform.channels, transform.crop, transform.crop),
+        sized_by_transform=True,
     )

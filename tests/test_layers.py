@@ -31,6 +31,7 @@ SHELVES: tuple[frozenset[str], ...] = tuple(
                 "image_sources",
                 "weight_files",
                 "interrupts",
+                "own_network",
                 "memory",
                 "resampling",
                 "versions",

@@ -48,7 +48,8 @@ def extract(
     backbone: Annotated[
         list[str] | None,
         typer.Option(
-            help="Name of the network, densenet121 by default; `featx backbones` lists them. "
+            help="Name of the network, densenet121 by default; `featx backbones` lists them, or "
+            "package.module:factory of your own code. "
             "Several of them fill a cache each, in one pass over the images.",
         ),
     ] = None,

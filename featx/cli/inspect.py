@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from featx.cli.options import CacheDir, Device, Json, MixPlans
+from featx.cli.options import CacheDir, Device, Json, MixPlans, OwnBackbone
 from featx.cli.output import (
     command,
     exit_if_failed,
@@ -124,6 +124,7 @@ def verify(
     images: Annotated[
         str | None, typer.Option(help="Where the images are now; as recorded if not given.")
     ] = None,
+    backbone: OwnBackbone = None,
     weights: Annotated[
         str | None, typer.Option(help="The backbone's weights file; as recorded if not given.")
     ] = None,
@@ -152,6 +153,7 @@ def verify(
             mended = mend(
                 found.path,
                 images=images,
+                backbone=backbone,
                 weights=weights,
                 device=device,
                 prune=prune,
@@ -225,7 +227,10 @@ def backbones(
             ", ".join(names),
         )
     out().print(shown)
-    tell(f"{len(infos)} backbones. timm's models too, as timm:NAME, with pip install 'featx[timm]'")
+    tell(
+        f"{len(infos)} backbones. timm's models too, as timm:NAME, with pip install 'featx[timm]'; "
+        "your own as package.module:factory"
+    )
 
 
 @command

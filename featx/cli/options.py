@@ -36,6 +36,13 @@ Workers = Annotated[
 Precision = Annotated[
     str | None, typer.Option(help="fp32 (the default everywhere), tf32, bf16 or fp16.")
 ]
+OwnBackbone = Annotated[
+    str | None,
+    typer.Option(
+        "--backbone",
+        help="package.module:factory again, where it made the features; no file names code to run.",
+    ),
+]
 CacheDir = Annotated[Path, typer.Option(help="Where caches and heads of default names lie.")]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of everything that is drawn at random.")]
 DuplicateThreshold = Annotated[

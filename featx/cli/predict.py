@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, TextIO
 
 import typer
 
-from featx.cli.options import BatchSize, Device, Engine, Seed, Workers
+from featx.cli.options import BatchSize, Device, Engine, OwnBackbone, Seed, Workers
 from featx.cli.output import (
     command,
     exit_if_failed,
@@ -51,6 +51,7 @@ def predict(
     show: Annotated[
         Path | None, typer.Option(help="Draw the images with their predictions (PNG).")
     ] = None,
+    backbone: OwnBackbone = None,
     weights: Annotated[
         str | None,
         typer.Option(help="The backbone's weights, where they are not found by themselves."),
@@ -74,6 +75,7 @@ def predict(
         predictions = run(
             head,
             _expand_stdin(images),
+            backbone=backbone,
             weights=weights,
             engine=engine,
             device=device,

@@ -1,0 +1,174 @@
+"""A network of the user's own: what a function makes that was named as ``package.module:factory``.
+
+Its module is imported only where the user has typed that name, never because a file records it.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import importlib
+import inspect
+import os
+import re
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Final
+
+from featx.errors import HeadError, InputError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+_PREFIXES: Final = ("timm", "torchvision", "sklearn")  # what stands before a colon otherwise
+_ADDRESS: Final = re.compile(r" at 0x[0-9a-fA-F]+")
+
+
+def is_own(name: str) -> bool:
+    """Whether a name is one of ``package.module:factory``; nothing is imported.
+
+    Examples
+    --------
+    >>> is_own("mynets.small:make"), is_own("timm:resnet18"), is_own("resnet18")
+    (True, False, False)
+    """
+    return ":" in name and name.partition(":")[0] not in _PREFIXES
+
+
+def trusted_name(recorded: str, given: str | None = None) -> str:
+    """The name of the network to build: the one that a file records, or `given` by the user.
+
+    A cache or head may come from a stranger, so that a name of code in it is never one to import:
+    the user has to give it.
+
+    Raises
+    ------
+    HeadError
+        The recorded one is of somebody's own code, and none is given.
+
+    Examples
+    --------
+    >>> trusted_name("resnet18"), trusted_name("nets:make", "mynets:make")
+    ('resnet18', 'mynets:make')
+    """
+    if given is None and is_own(recorded):
+        raise HeadError(
+            f"the features were made by a network of somebody's own code, {recorded[:200]!r}, and "
+            "featx imports no code because a file names it: if you know that code, give it again "
+            "with --backbone package.module:factory"
+        )
+    return given or recorded
+
+
+def build(name: str, num_classes: int | None = None) -> nn.Module:
+    """What the factory gives, on the CPU in float32; its module is imported.
+
+    The current folder comes first among those that are searched, as with ``python -m``.
+
+    Parameters
+    ----------
+    name
+        ``package.module:factory``: a function or class that is called without arguments.
+    num_classes
+        Given to the factory by this name; only where it `takes_classes`.
+
+    Raises
+    ------
+    InputError
+        No such module or attribute; the module or the factory raises; what it gives is no network
+        or has no layer with weights that are known.
+    """
+    import torch
+
+    with _current_folder_first():
+        factory = _factory(name)
+        arguments = {} if num_classes is None else {"num_classes": num_classes}
+        try:
+            network = factory(**arguments)
+        except Exception as error:
+            raise InputError(f"--backbone {name}: the factory failed: {_words(error)}") from error
+    if not isinstance(network, torch.nn.Module):
+        raise InputError(
+            f"--backbone {name}: the factory gave a {type(network).__name__}, not a torch.nn.Module"
+        )
+    if any(map(torch.nn.parameter.is_lazy, (*network.parameters(), *network.buffers()))):
+        raise InputError(
+            f"--backbone {name}: the network has lazy layers of unknown size; let the factory "
+            "call it on one picture before it returns it"
+        )
+    if not any(isinstance(m, (torch.nn.Linear, torch.nn.Conv2d)) for m in network.modules()):
+        raise InputError(
+            f"--backbone {name}: the network has neither a Linear nor a Conv2d layer, so that it "
+            "is not known where its features end"
+        )
+    return network.to("cpu", torch.float32)
+
+
+def takes_classes(name: str) -> bool:
+    """Whether the factory has a parameter ``num_classes``; its module is imported."""
+    with _current_folder_first():
+        factory = _factory(name)
+    try:
+        return "num_classes" in inspect.signature(factory).parameters
+    except (TypeError, ValueError):  # made in C
+        return False
+
+
+def code_sha256(network: nn.Module) -> str:
+    """SHA-256 of what a traced network computes: its layers with their settings, and its code.
+
+    The weights of a file say nothing of the code that runs them, which the user may change.
+    """
+    return hashlib.sha256(_ADDRESS.sub("", str(network)).encode()).hexdigest()
+
+
+@contextmanager
+def _current_folder_first() -> Iterator[None]:
+    folder = os.getcwd()  # noqa: PTH109 (sys.path holds text)
+    sys.path.insert(0, folder)
+    try:
+        yield
+    finally:
+        if folder in sys.path:
+            sys.path.remove(folder)
+
+
+def _factory(name: str) -> Callable[..., Any]:
+    module_name, _, attribute = name.partition(":")
+    if not all(part.isidentifier() for part in (*module_name.split("."), attribute)):
+        raise InputError(
+            f"--backbone {name} names no function of a module; expected package.module:factory, or "
+            "timm:NAME for timm's"
+        )
+    try:
+        module = importlib.import_module(module_name)
+    except Exception as error:
+        missing = getattr(error, "name", None) if isinstance(error, ModuleNotFoundError) else None
+        if missing and f"{module_name}.".startswith(f"{missing}."):
+            raise InputError(
+                f"--backbone {name}: there is no module {missing!r} in the current folder "
+                f"({os.getcwd()}) or among those installed; expected package.module:factory, or "  # noqa: PTH109
+                "timm:NAME for timm's"
+            ) from error
+        raise InputError(
+            f"--backbone {name}: importing {module_name} failed: {_words(error)}"
+        ) from error
+    found = getattr(module, attribute, None)
+    if callable(found):
+        return found
+    callables = [key for key, value in vars(module).items() if callable(value) and key[0] != "_"]
+    near = difflib.get_close_matches(attribute, callables, n=3, cutoff=0.5) or callables[:3]
+    hint = f"; there are {', '.join(near)}" if near else ""
+    raise InputError(
+        f"--backbone {name}: module {module_name} has no function or class {attribute!r}{hint}"
+    )
+
+
+def _words(error: Exception) -> str:
+    """What went wrong in the user's code, and where."""
+    first = (str(error).strip().splitlines() or [""])[0][:200]
+    frames = traceback.extract_tb(error.__traceback__)
+    where = f" ({frames[-1].filename}, line {frames[-1].lineno})" if frames else ""
+    return f"{type(error).__name__}: {first}{where}"
