@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 from torchvision import models
 from torchvision.models.feature_extraction import get_graph_node_names
+from torchvision.ops import StochasticDepth
 
 from featx import architectures
 from featx.cut import build_front, list_cuts, split_at
@@ -424,7 +425,10 @@ def _untrained(name, on="cpu"):
 
 
 def _check_against_reference(network, size, *, cuts=3):
-    """Penultimate features as a hook sees them, and a few cuts, on the same input."""
+    """Penultimate features as a hook sees them, and a few cuts, on the same input.
+
+    Returns the input, the logits and the last of the cuts.
+    """
     network = _ready(network)
     x = torch.randn(2, 3, size, size)
     last = [m for m in network.modules() if isinstance(m, (nn.Linear, nn.Conv2d))][-1]
@@ -448,6 +452,7 @@ def _check_against_reference(network, size, *, cuts=3):
         map_ = graph.front(node)(x)
         assert map_.shape == facts(node).shape
         assert torch.equal(graph.tail(node)(map_), logits), facts(node).path
+    return x, logits, facts(node).path
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -457,8 +462,20 @@ def test_penultimate_features_are_what_a_hook_on_the_reference_sees(name):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", architectures.architecture_names())
-def test_penultimate_features_of_every_network_are_what_a_hook_sees(name):
+def test_every_network_is_its_front_and_its_tail_bit_for_bit(name):
     gc.collect()  # one network in memory at a time: the largest has 2.6 GB of weights
     network = _untrained(name)
     fixed = 224 if name.startswith("maxvit") else getattr(network, "image_size", None)
-    _check_against_reference(network, fixed or 96)
+    # Layers that differ in training: the parts keep those that the network calls.
+    modal = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd, StochasticDepth)
+    called = {}
+    for path, module in network.named_modules():
+        if isinstance(module, modal):
+            module.register_forward_hook(lambda m, *_, path=path: called.update({path: m}))
+    x, logits, cut = _check_against_reference(network, fixed or 96)
+
+    front, tail = split_at(network, cut)
+    tail.train().eval()  # as while it is trained, between epochs
+    assert torch.equal(tail(front(x)), logits)
+    kept = {id(module) for part in (front, tail) for module in part.modules()}
+    assert [path for path, module in called.items() if id(module) not in kept] == []
