@@ -29,6 +29,7 @@ IntArray = npt.NDArray[np.int64]
 
 FLOAT_TYPES = [np.float64, np.float32, np.float16]  # kept as they are; all else becomes float64
 _BLOCK_BYTES = 64 << 20  # of float64 features standardised at once
+_PIECE_BYTES = 1 << 20  # of them that a core keeps in its cache
 _SMALL_WORK = 50_000_000  # multiply-adds below which threads cost more than they bring
 
 
@@ -200,7 +201,7 @@ def learn_standardisation(
 ) -> tuple[FloatArray, FloatArray]:
     """Column means and standard deviations, as scikit-learn's StandardScaler takes them.
 
-    Two passes in float64 over blocks of X, which is never copied whole. Constant columns (to
+    Two passes in float64 over pieces of X that stay in a core's cache. Constant columns (to
     rounding error, by StandardScaler's rule) have scale 1.
 
     Parameters
@@ -214,12 +215,16 @@ def learn_standardisation(
     mean, scale : (d,) float64
     """
     n, d = (len(X) if rows is None else len(rows)), X.shape[1]
-    zero, one = np.zeros(d), np.ones(d)
-    mean = sum((Z.sum(axis=0) for _, Z in standardised_blocks(X, zero, one, rows)), zero) / n
-    squares, drift = np.zeros(d), np.zeros(d)
-    for _, Z in standardised_blocks(X, mean, one, rows):
-        squares += (Z * Z).sum(axis=0)
+    mean, squares, drift = np.zeros(d), np.zeros(d), np.zeros(d)
+    for part in _pieces(n, d):
+        mean += (X[part] if rows is None else X[rows[part]]).astype(np.float64).sum(axis=0)
+    mean /= n
+    for part in _pieces(n, d):
+        Z = (X[part] if rows is None else X[rows[part]]).astype(np.float64)
+        Z -= mean
         drift += Z.sum(axis=0)  # what rounding left of the mean
+        Z *= Z
+        squares += Z.sum(axis=0)
     variance = (squares - drift**2 / n) / n
     eps = np.finfo(np.float64).eps
     constant = variance <= n * eps * variance + (n * mean * eps) ** 2
@@ -234,10 +239,20 @@ def standardised_blocks(
     step = max(1, _BLOCK_BYTES // (8 * d))
     for start in range(0, n, step):
         part = slice(start, min(start + step, n))
-        block = (X[part] if rows is None else X[rows[part]]).astype(np.float64)  # a copy: ours
-        block -= mean
-        block /= scale
+        block = np.empty((part.stop - start, d))
+        for piece in _pieces(len(block), d):
+            at = slice(start + piece.start, start + piece.stop)
+            values = block[piece]
+            values[:] = X[at] if rows is None else X[rows[at]]
+            values -= mean
+            values /= scale
         yield part, block
+
+
+def _pieces(n: int, d: int) -> Iterator[slice]:
+    """Cut n rows of d values into pieces that a core's cache holds in float64."""
+    step = max(1, _PIECE_BYTES // (8 * d))
+    return (slice(start, min(start + step, n)) for start in range(0, n, step))
 
 
 def float64_device(device: str) -> str:
