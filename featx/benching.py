@@ -17,6 +17,7 @@ import numpy as np
 
 from featx.cache import Status
 from featx.cache.files import told_as_disk_error
+from featx.datasets.packed import located
 from featx.devices import torch_threads
 from featx.drawing import SPECIES, draw_birds
 from featx.engines.base import how
@@ -48,6 +49,7 @@ def bench(
     *,
     seconds: float = 3.0,
     cache_dir: str | os.PathLike[str] = "cache",
+    data_root: str | os.PathLike[str] = "data",
     tell: Callable[[str], None] = lambda sentence: None,
     **options: Any,
 ) -> Rates:
@@ -59,6 +61,7 @@ def bench(
     seconds : how long each stage is measured.
     cache_dir : where caches lie: in it, or above it where it is not there yet, a folder is made
         that is removed at the end.
+    data_root : as for `featx.extract`.
     tell : called with sentences on what is being done.
     **options : fields of `featx.specs.ExtractOptions`: backbone, weights, cut, pool, engine, …
 
@@ -78,6 +81,7 @@ def bench(
     if not (math.isfinite(seconds) and seconds > 0):
         raise InputError(f"seconds must be a number above 0, got {seconds}")
     asked = ExtractOptions(**options)
+    images = None if images is None else located(images, data_root)
     with _temporary_folder(Path(cache_dir)) as folder:
         table, source = _images(images, asked, folder, tell)
         chosen = np.linspace(0, len(table) - 1, min(len(table), MAX_IMAGES)).astype(int).tolist()
@@ -187,7 +191,7 @@ def _decoding(work: _Work) -> tuple[StageRate, StageRate]:
     decoded, n = work.decoded, work.workers
     loader = work.pipeline.loader
     ours, bare = decode_on_one_core(loader, decoded.files, seconds=work.seconds)
-    mean_kb = sum(path.stat().st_size for path in decoded.files) / len(decoded.files) / 1e3
+    mean_kb = sum(len(loader.read(path)) for path in decoded.files) / len(decoded.files) / 1e3
     words = f"{len(decoded.files):,} {work.source} of {mean_kb:,.0f} kB, in this process"
     limit = f"{bare_decoder()} alone"
     side_by_side = min(n, default_workers())

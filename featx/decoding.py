@@ -41,7 +41,8 @@ from PIL import (
     WebPImagePlugin,  # noqa: F401
 )
 
-from featx.errors import ImageError
+from featx.datasets.packed import read_packed
+from featx.errors import ImageError, InputError
 from featx.image_headers import webp_size
 from featx.image_modes import rgb_of
 
@@ -99,7 +100,7 @@ class DecodeOptions:
 
 
 def read_image(path: Path) -> bytes:
-    """Return the bytes of an image file.
+    """Return the bytes of an image file, or of an image in the file of a data set.
 
     Raises
     ------
@@ -107,6 +108,9 @@ def read_image(path: Path) -> bytes:
         Status 2 when it cannot be read, 4 when it is larger than 1 GiB.
     """
     try:
+        packed = read_packed(path)
+        if packed is not None:
+            return packed
         with path.open("rb") as file:
             size_bytes = os.fstat(file.fileno()).st_size
             if size_bytes > MAX_FILE_BYTES:
@@ -117,6 +121,8 @@ def read_image(path: Path) -> bytes:
             return file.read()
     except OSError as error:
         raise ImageError(error.strerror or _words(error), status=UNREADABLE) from error
+    except InputError as error:
+        raise ImageError(str(error), status=UNREADABLE) from error
 
 
 def decode(data: bytes, options: DecodeOptions, *, fast: bool) -> np.ndarray:

@@ -8,6 +8,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, Final
 
+from featx.datasets.packed import located
 from featx.errors import InputError
 from featx.featureset import FeatureSet
 from featx.filling import Extraction as Extraction
@@ -27,6 +28,7 @@ def extract(
     *,
     cache_dir: str | os.PathLike[str] = "cache",
     out: str | os.PathLike[str] | None = None,
+    data_root: str | os.PathLike[str] = "data",
     **options: Any,
 ) -> FeatureSet:
     """Features of a folder of images: from the cache if they are there, else computed into it.
@@ -34,9 +36,11 @@ def extract(
     Parameters
     ----------
     images : a folder of class folders (also below ``train/``, ``val/``, ``test/``), a flat
-        folder, a CSV, a text list, a glob, or the CUB-200-2011 archive.
+        folder, a CSV, a text list, a glob, the CUB-200-2011 archive, or a data set by name:
+        ``torchvision:CIFAR10``, ``CIFAR100``, ``MNIST``, ``FashionMNIST``; ``sklearn:digits``.
     cache_dir : where caches of default names lie.
     out : the cache file, instead of the default name.
+    data_root : the folder that data sets by name lie in, or are downloaded to.
     **options : fields of `ExtractOptions` (backbone, weights, cut, pool, decode, device, …) and of
         `ExtractRules` (fresh, prune, retry_failed, rehash, mix_plans, max_failed, on_error).
 
@@ -54,6 +58,7 @@ def extract(
     ((590, 1024), (590,))
     """
     asked, rules = _parted(options)
+    images = located(images, data_root)
     return run_extraction(images, asked, cache_dir=cache_dir, out=out, **rules).features
 
 
@@ -64,6 +69,7 @@ def extract_many(
     cuts: Sequence[str] = ("penultimate",),
     weights: str | Sequence[str] = "default",
     cache_dir: str | os.PathLike[str] = "cache",
+    data_root: str | os.PathLike[str] = "data",
     **options: Any,
 ) -> tuple[FeatureSet, ...]:
     """Features of several networks, or at several cuts, each in a cache of its own, in one pass.
@@ -73,7 +79,7 @@ def extract_many(
 
     Parameters
     ----------
-    images, cache_dir, **options : as of `extract`; the same for all.
+    images, cache_dir, data_root, **options : as of `extract`; the same for all.
     backbones : names of networks.
     cuts : where each of them is cut.
     weights : for all networks, or one for each.
@@ -96,7 +102,7 @@ def extract_many(
     wanted = combinations(
         asked, backbones, cuts, [weights] if isinstance(weights, str) else weights
     )
-    done = run_extractions(images, wanted, cache_dir=cache_dir, **rules)
+    done = run_extractions(located(images, data_root), wanted, cache_dir=cache_dir, **rules)
     return tuple(extraction.features for extraction in done)
 
 
@@ -165,7 +171,8 @@ def run_extractions(
 
     Parameters
     ----------
-    images, cache_dir, **rules : as of `extract`.
+    images : as of `extract`; data sets by name are looked for in ``data``.
+    cache_dir, **rules : as of `extract`.
     asked : what each cache is to hold. How images are listed and decoded is the same for all.
     out : the cache file, where there is but one.
     listener : is told what is done.
@@ -181,6 +188,7 @@ def run_extractions(
     if out is not None and len(asked) > 1:
         raise InputError(f"--out names one cache, but {len(asked)} are asked for; use --cache-dir")
     listener, checked = listener or Listener(), ExtractRules(**rules)
+    images = located(images)
     table = list_images(
         images,
         label_from=asked[0].label_from,  # type: ignore[arg-type]  # checked by ExtractOptions

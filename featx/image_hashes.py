@@ -8,6 +8,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final
 
+from featx.datasets.packed import read_packed
+from featx.errors import InputError
+
 _THREADS: Final = 8  # reading waits for the disk, and hashing leaves Python's lock free
 
 _SLICE: Final = 4096  # what waits for a thread takes 2 KB an image
@@ -50,7 +53,10 @@ class ImageHashes:
 
 def _sha256(path: Path) -> bytes | None:
     try:
+        packed = read_packed(path)
+        if packed is not None:
+            return hashlib.sha256(packed).digest()
         with path.open("rb") as stream:
             return hashlib.file_digest(stream, "sha256").digest()
-    except OSError:  # told of, with its reason, when the image is to be decoded
+    except (OSError, InputError):  # told of, with its reason, when the image is to be decoded
         return None

@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
+from featx.datasets.packed import find, images_of, located
 from featx.errors import InputError
 
 IMAGE_SUFFIXES: frozenset[str] = frozenset(
@@ -52,7 +53,7 @@ class Listing:
     """The files of one source, with what was left out and why; `folders` are paths below `root`."""
 
     root: Path
-    kind: str  # folder | glob | list | csv | cub-200-2011
+    kind: str  # folder | glob | list | csv | cub-200-2011 | data set
     found: Sequence[Found]
     folders: Sequence[bytes] = ()
     skipped: Counter[str] = field(default_factory=Counter)
@@ -334,14 +335,19 @@ def _common_root(source: Path, folder: str, files: Sequence[str]) -> str:
         ) from error
 
 
-def expand_inputs(inputs: Sequence[str | os.PathLike[str]]) -> tuple[Path, ...]:
-    """Return the files that the inputs of a prediction name: files, folders and globs.
+def expand_inputs(
+    inputs: Sequence[str | os.PathLike[str]], *, data_root: str | os.PathLike[str] = "data"
+) -> tuple[Path, ...]:
+    """Return the files that the inputs of a prediction name: files, folders, globs, data sets.
 
     Parameters
     ----------
     inputs
         A file stands for itself whatever its suffix; a folder for all images below it; a glob
-        for the images it matches.
+        for the images it matches; the name of a data set (``torchvision:CIFAR10``), alone or with
+        a part or the path of an image behind it, for all of its images or those.
+    data_root
+        The folder that data sets by name lie in.
 
     Returns
     -------
@@ -357,9 +363,12 @@ def expand_inputs(inputs: Sequence[str | os.PathLike[str]]) -> tuple[Path, ...]:
     missing: list[str] = []
     empty: list[str] = []
     for item in inputs:
-        text = os.fspath(item)
+        text = os.fspath(located(item, data_root))
         path = Path(text)
-        if path.is_dir() or (has_magic(text) and not path.exists()):
+        place = find(path)
+        if place is not None:
+            files += [place.root / os.fsdecode(row.path) for row in images_of(place)[0]]
+        elif path.is_dir() or (has_magic(text) and not path.exists()):
             listing = walk(path) if path.is_dir() else walk_glob(text)
             files += [listing.root / os.fsdecode(row.path) for row in listing.found]
             if not listing.found:

@@ -16,6 +16,7 @@ from typing import Literal
 
 import numpy as np
 
+from featx.datasets.packed import Place, find, images_of, located
 from featx.errors import InputError
 from featx.image_lists import ImageList, find_cub, read_csv, read_cub, read_list
 from featx.image_sources import (
@@ -91,6 +92,7 @@ def list_images(
     label_from: Literal["first", "leaf"] = "first",
     split_folders: bool | None = None,
     prune: bool = False,
+    data_root: str | os.PathLike[str] = "data",
 ) -> ImageTable:
     """List the images of a source, with their labels and split.
 
@@ -99,7 +101,8 @@ def list_images(
     source
         A folder of class folders, of train/, val/ and test/ folders above them, or of images only
         (unlabelled); a CSV `path[,label][,split][,group]`; a text list of paths (.txt); a glob
-        (``"birds/**/*.jpg"``); or CUB-200-2011 as unpacked. Lists are relative to their folder.
+        (``"birds/**/*.jpg"``); CUB-200-2011 as unpacked; or a data set by name
+        (``"torchvision:CIFAR10"``). Lists are relative to their folder.
     label_from
         Which folder is the label: the `first` under the root or split, or the `leaf`, which
         holds the file. Not used where a list has labels.
@@ -108,6 +111,8 @@ def list_images(
         split. None: if there are any.
     prune
         Accept class folders without images: they are no classes, as if they were not there.
+    data_root
+        The folder that data sets by name lie in, or are downloaded to.
 
     Returns
     -------
@@ -129,7 +134,7 @@ def list_images(
     """
     if label_from not in ("first", "leaf"):
         raise InputError(f"label_from must be 'first' or 'leaf', got {label_from!r}")
-    listing, listed = _find(source)
+    listing, listed = _find(source, data_root)
     return table_of(
         listing, listed, label_from=label_from, split_folders=split_folders, prune=prune
     )
@@ -202,10 +207,15 @@ def table_of(
     )
 
 
-def _find(source: str | os.PathLike[str]) -> tuple[Listing, ImageList | None]:
-    """Find the files of a source by what it is: folder, CUB-200-2011, CSV, text list or glob."""
-    text = os.path.expanduser(os.fspath(source))  # noqa: PTH111 (a glob is no path)
+def _find(
+    source: str | os.PathLike[str], data_root: str | os.PathLike[str]
+) -> tuple[Listing, ImageList | None]:
+    """Find the files of a source by what it is, a data set, folder, CSV, text list or glob."""
+    text = os.path.expanduser(os.fspath(located(source, data_root)))  # noqa: PTH111 (a glob is no path)
     path = Path(text)
+    place = find(path)
+    if place is not None:
+        return _of_data_set(place)
     if not text:
         raise InputError(f"the source of images is empty; expected {LAYOUT}")
     if path.is_dir():
@@ -228,6 +238,18 @@ def _find(source: str | os.PathLike[str]) -> tuple[Listing, ImageList | None]:
     listing = locate(listed.source, listed.rows, kind=listed.kind)
     notes = listing.notes + listed.notes
     return Listing(listing.root, listing.kind, listing.found, notes=notes), listed
+
+
+def _of_data_set(place: Place) -> tuple[Listing, ImageList]:
+    if place.within:
+        raise InputError(f"{place.root / place.within} is a part of a data set: name {place.root}")
+    rows, classes, notes = images_of(place)
+    has_splits = any(row.split for row in rows)
+    found = [Found(row.path, row.size_bytes, row.mtime_ns, row.label, row.split) for row in rows]
+    listed = ImageList(
+        place.home, "data set", (), has_labels=True, has_splits=has_splits, classes=classes
+    )
+    return Listing(place.root, listed.kind, found, notes=notes), listed
 
 
 def _wrong_file(path: Path, suffix: str) -> str:

@@ -88,6 +88,7 @@ def predict(
     batch_size: int | None = None,
     workers: int | None = None,
     calibrated: bool = True,
+    data_root: str | os.PathLike[str] = "data",
     start: Callable[[int], None] | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Predictions:
@@ -96,8 +97,8 @@ def predict(
     Parameters
     ----------
     head : a head file, as `fit_head` writes it.
-    images : files, folders and globs, in the order wanted; or one cache (``.h5``), whose features
-        are used as they are, without a forward pass.
+    images : files, folders, globs and data sets by name, in the order wanted; or one cache
+        (``.h5``), whose features are used as they are, without a forward pass.
     backbone : ``package.module:factory``, where the features were made by the user's own code;
         else not needed.
     weights : the backbone's weights file or entry; by default where it lay when the features were
@@ -106,6 +107,7 @@ def predict(
     precision : arithmetic of the backbone; by default that of the features the head was fitted on.
     calibrated : of a head with a temperature (``fit_head(calibrate=True)``), give the
         probabilities at it; False for the head's own. The classes and their order are the same.
+    data_root : the folder that data sets by name lie in.
     start, progress : called with the number of images, and with how many more are done.
 
     Raises
@@ -131,7 +133,7 @@ def predict(
         if len(inputs) > 1:
             raise InputError("give either one cache (.h5) or image files to predict, not both")
         return predict_cache(file, load_intact(caches[0]), calibrated=calibrated)
-    files = expand_inputs(inputs)
+    files = expand_inputs(inputs, data_root=data_root)
     pipeline = pipeline_of_spec(
         file.metadata["cache"]["spec"],
         file.metadata["cache"]["plan"],

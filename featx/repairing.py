@@ -9,6 +9,7 @@ from typing import Any, Final
 import numpy as np
 
 from featx.cache import CacheFile, Decision, Verification, check, open_to_check, seal_of
+from featx.datasets.packed import located
 from featx.errors import CacheError
 from featx.featureset import feature_set
 from featx.filling import Extraction, Listener, fill_caches
@@ -79,7 +80,7 @@ def repair(
     if images is None and bad <= _TABLE_INTACT:
         table, source = _own_table(file, found), _recorded_source(file)
     else:
-        source = os.fspath(images) if images is not None else _recorded_source(file)
+        source = _recorded_source(file) if images is None else os.fspath(located(images))
         table = list_images(
             source,
             label_from=options.label_from,  # type: ignore[arg-type]  # checked by ExtractOptions

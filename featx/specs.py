@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from featx.datasets.packed import find
 from featx.errors import InputError
 from featx.identity import BackboneIdentity, FrontIdentity
 from featx.images import ImageTable
@@ -174,8 +175,11 @@ def default_name(
 
 
 def _source_name(images: str | os.PathLike[str]) -> str:
-    """A short name for the images: the folder's, or the list's without its ending."""
+    """A short name for the images: the data set's, the folder's, or the list's without ending."""
     text = os.fspath(images)
+    place = find(text)
+    if place is not None:
+        return place.name.partition(":")[2]
     if _MAGIC & set(text) and not Path(text).exists():
         parts = Path(text).parts
         plain = next(i for i, part in enumerate(parts) if _MAGIC & set(part))

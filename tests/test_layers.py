@@ -20,6 +20,7 @@ SHELVES: tuple[frozenset[str], ...] = tuple(
         frozenset,
         (
             {"errors"},
+            {"datasets"},
             {
                 "metrics",
                 "splits",

@@ -7,7 +7,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from featx.cli.options import BatchSize, CacheDir, Device, Engine, Json, Precision, Workers
+from featx.cli.options import (
+    BatchSize,
+    CacheDir,
+    DataRoot,
+    Device,
+    Engine,
+    Json,
+    Precision,
+    Workers,
+)
 from featx.cli.output import command, exit_if_failed, out, print_json, table, tell, tell_failures
 from featx.cli.stopping import stop_on_signals
 
@@ -43,6 +52,7 @@ def bench(
     workers: Workers = None,
     decode: Annotated[str, typer.Option(help="fast or exact.")] = "fast",
     cache_dir: CacheDir = Path("cache"),
+    data_root: DataRoot = Path("data"),
     seconds: Annotated[float, typer.Option(help="How long each stage is measured.")] = 3.0,
     json_output: Json = False,
 ) -> None:
@@ -59,6 +69,7 @@ def bench(
             images,
             seconds=seconds,
             cache_dir=cache_dir,
+            data_root=data_root,
             tell=tell,
             backbone=backbone,
             weights=weights,

@@ -11,6 +11,7 @@ import typer
 from featx.cli.options import (
     BatchSize,
     CacheDir,
+    DataRoot,
     Device,
     Engine,
     Json,
@@ -42,7 +43,8 @@ def extract(
         str,
         typer.Argument(
             help="A folder of class folders (train/ val/ test/ above them become the split), a "
-            "flat folder, a CSV (path,label[,split][,group]), a text list, or a quoted glob."
+            "flat folder, a CSV (path,label[,split][,group]), a text list, a quoted glob, or a "
+            "data set by name: torchvision:CIFAR10, CIFAR100, MNIST, FashionMNIST; sklearn:digits."
         ),
     ],
     backbone: Annotated[
@@ -76,6 +78,7 @@ def extract(
         Path | None, typer.Option("--out", help="The cache file, instead of the default name.")
     ] = None,
     cache_dir: CacheDir = Path("cache"),
+    data_root: DataRoot = Path("data"),
     engine: Engine = "auto",
     device: Device = "auto",
     precision: Precision = None,
@@ -152,6 +155,7 @@ def extract(
     named and counted, and the run goes on (exit code 3). Ctrl-C finishes the batch in hand; the
     same command goes on from there.
     """
+    from featx.datasets.packed import located
     from featx.extraction import combinations, run_extractions
     from featx.specs import ExtractOptions
 
@@ -185,7 +189,7 @@ def extract(
     )
     with listening("extract") as listener:
         done = run_extractions(
-            images,
+            located(images, data_root),
             asked,
             cache_dir=cache_dir,
             out=out_file,

@@ -44,6 +44,9 @@ OwnBackbone = Annotated[
     ),
 ]
 CacheDir = Annotated[Path, typer.Option(help="Where caches and heads of default names lie.")]
+DataRoot = Annotated[
+    Path, typer.Option(help="The folder that data sets by name lie in, or are downloaded to.")
+]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of everything that is drawn at random.")]
 DuplicateThreshold = Annotated[
     float | None,

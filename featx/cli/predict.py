@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, TextIO
 
 import typer
 
-from featx.cli.options import BatchSize, Device, Engine, OwnBackbone, Seed, Workers
+from featx.cli.options import BatchSize, DataRoot, Device, Engine, OwnBackbone, Seed, Workers
 from featx.cli.output import (
     command,
     exit_if_failed,
@@ -37,8 +37,9 @@ def predict(
     images: Annotated[
         list[str],
         typer.Argument(
-            help="Files, folders and quoted globs; one cache (.h5), which needs no forward pass; "
-            "or - for a list on standard input, one path a line."
+            help="Files, folders, quoted globs and data sets by name (torchvision:CIFAR10/test); "
+            "one cache (.h5), which needs no forward pass; or - for a list on standard input, one "
+            "path a line."
         ),
     ],
     top_k: Annotated[int, typer.Option(min=1, help="Classes to give for every image.")] = 3,
@@ -63,6 +64,7 @@ def predict(
     ] = None,
     batch_size: BatchSize = None,
     workers: Workers = None,
+    data_root: DataRoot = Path("data"),
     uncalibrated: Annotated[
         bool,
         typer.Option("--uncalibrated", help="The head's own probabilities, without temperature."),
@@ -83,6 +85,7 @@ def predict(
             batch_size=batch_size,
             workers=workers,
             calibrated=not uncalibrated,
+            data_root=data_root,
             start=bar.start,
             progress=bar.advance,
         )
@@ -190,7 +193,7 @@ def save_grid(
 
 @command
 def show(
-    source: Annotated[Path, typer.Argument(help="A cache (.h5) or a folder of images.")],
+    source: Annotated[Path, typer.Argument(help="A cache (.h5), or images as for extract.")],
     out_file: Annotated[Path, typer.Option("--out", "-o", help="The picture (PNG).")] = Path(
         "grid.png"
     ),
@@ -206,12 +209,20 @@ def show(
     ] = False,
     failed: Annotated[bool, typer.Option("--failed", help="Only images that failed.")] = False,
     seed: Seed = 0,
+    data_root: DataRoot = Path("data"),
 ) -> None:
     """Draw a grid of images with their labels and, with a head, its predictions."""
     from featx.report.showing import choose
 
     chosen = choose(
-        source, n=n, class_name=class_name, head=head, errors=errors, failed=failed, seed=seed
+        source,
+        n=n,
+        class_name=class_name,
+        head=head,
+        errors=errors,
+        failed=failed,
+        seed=seed,
+        data_root=data_root,
     )
     save_grid(out_file, chosen.files, chosen.captions, chosen.marks)
     out().print(f"wrote {out_file}: {len(chosen.files):,} of {chosen.total:,} images")

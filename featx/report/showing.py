@@ -34,6 +34,7 @@ def choose(
     errors: bool = False,
     failed: bool = False,
     seed: int = 0,
+    data_root: str | os.PathLike[str] = "data",
 ) -> Chosen:
     """Choose images of a cache or a folder by seed, class, failure or error.
 
@@ -45,6 +46,7 @@ def choose(
     head : a head file; its prediction is written below each image of a cache, and marked.
     errors : only what `head` gets wrong, the most confident first.
     failed : only images of the cache that have no features, with the reason.
+    data_root : the folder that data sets by name lie in.
 
     Raises
     ------
@@ -62,7 +64,7 @@ def choose(
     if failed and (head is not None or class_name is not None):
         raise InputError("--failed shows images without features: it goes with no class and head")
     if not is_cache:
-        table = list_images(source)
+        table = list_images(source, data_root=data_root)
         labels, classes = table.labels, table.classes
         rows = _of_class(labels, classes, class_name)
         picked = _drawn(rows, n, seed)
