@@ -168,11 +168,10 @@ def _measured(work: _Work) -> Rates:
     work.tell(f"measuring the network: {work.network}")
     network, roof = _network(work)
     work.tell("measuring how fast a cache is written, and the whole")
-    row_bytes = 4 * math.prod(pipeline.engine.feature_shape)
+    shape, dtype = pipeline.engine.feature_shape, pipeline.dtype
+    row_bytes = np.dtype(dtype).itemsize * math.prod(shape)
     size = pipeline.engine.batch_size
-    rows, plain = write(
-        work.folder, pipeline.engine.feature_shape, batch_size=size, seconds=seconds
-    )
+    rows, plain = write(work.folder, shape, dtype=dtype, batch_size=size, seconds=seconds)
     at_a_time = f", {size:,} at a time" if size > 1 else ""
     words = f"rows of {row_bytes:,} bytes{at_a_time}, synced"
     writing = StageRate("write", rows, words, "plain writing of the same bytes", plain)
@@ -214,8 +213,7 @@ def _network(work: _Work) -> tuple[StageRate, dict[str, Any]]:
     precision = gemm_precision(device, pipeline.precision)
     transform = pipeline.backbone.transform
     shape = transform.channels, transform.crop, transform.crop
-    assert pipeline.network is not None
-    flops = flops_per_image(pipeline.network, shape)
+    flops = flops_per_image(pipeline.network, shape) if pipeline.network is not None else 0
 
     def products() -> float:
         with torch_threads(pipeline.threads):
@@ -227,7 +225,7 @@ def _network(work: _Work) -> tuple[StageRate, dict[str, Any]]:
     numbers = {"flops_per_image": flops, "gemm_flops_per_s": roof, "gemm_precision": precision}
     n = len(work.decoded.pictures)
     words = f"{n:,} decoded picture{'s' * (n > 1)}, {work.network}"
-    if not flops:  # cut before the first layer that multiplies
+    if not flops:  # pixels, or cut before the first layer that multiplies
         return StageRate("forward", rate, words), numbers
     limit = (
         f"{precision} matrix products: {roof / 1e9:,.0f} GFLOP/s for "

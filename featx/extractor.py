@@ -95,7 +95,7 @@ class FeatureExtractor(TransformerMixin, BaseEstimator):
 
         Returns
         -------
-        (n, d) float32; row i belongs to ``X[i]``.
+        (n, d) float32, of the cut `input` uint8; row i belongs to ``X[i]``.
 
         Raises
         ------
@@ -107,7 +107,7 @@ class FeatureExtractor(TransformerMixin, BaseEstimator):
         if isinstance(X, (str, os.PathLike)):
             raise InputError(f"X must be a list of images, got one path: [{os.fspath(X)!r}]")
         pipeline = self._pipeline()
-        sink = MemorySink(len(X), pipeline.engine.feature_shape)
+        sink = MemorySink(len(X), pipeline.engine.feature_shape, pipeline.dtype)
 
         def load(image: Any) -> Picture:
             if isinstance(image, (str, os.PathLike)):
@@ -115,7 +115,14 @@ class FeatureExtractor(TransformerMixin, BaseEstimator):
             return Picture(pipeline.loader.resized(_pixels(image)), bytes(32))
 
         with IsolatedLoader(pipeline.loader) as load_file:  # starts nothing without a path
-            run(enumerate(X), load, engine=pipeline.engine, sink=sink, workers=self.workers)
+            run(
+                enumerate(X),
+                load,
+                engine=pipeline.engine,
+                sink=sink,
+                dtype=pipeline.dtype,
+                workers=self.workers,
+            )
         if sink.failed:
             row, (status, reason) = min(sink.failed.items())
             named = f" ({X[row]})" if isinstance(X[row], (str, os.PathLike)) else ""

@@ -35,9 +35,9 @@ class FeatureSet:
 
     Attributes
     ----------
-    features : (n, d...) float32 or float16; a map keeps its shape. A copy-on-write memory map
-        where no row had to be left out, so that opening costs nothing and writing to it does
-        not reach the file.
+    features : (n, d...) float32 or float16, of pixels uint8; a map keeps its shape. A
+        copy-on-write memory map where no row had to be left out, so that opening costs nothing and
+        writing to it does not reach the file.
     y : (n,) int64 labels, index into `classes`; -1 where an image has none.
     split : (n,) text, ``train``, ``val``, ``test`` or empty.
     groups : (n,) int64, -1 for none; images of one group are never parted by a split.

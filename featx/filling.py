@@ -37,7 +37,8 @@ class Extraction:
     features : the usable rows of the finished cache.
     decision : what was kept, new, changed and gone.
     report : the run report: images, failures, seconds by stage, versions; as in the cache.
-    forward_passes : batches that went through the network; 0 where all was there already.
+    forward_passes : batches that went through the network; 0 where all was there already, and
+        for pixels.
     """
 
     features: FeatureSet
@@ -82,7 +83,7 @@ class Filling:
     def __init__(
         self, job: Job, options: ExtractOptions, rules: ExtractRules, listener: Listener
     ) -> None:
-        self._job, self._options, self._rules, self._listener = job, options, rules, listener
+        self._job, self._rules, self._listener = job, rules, listener
         self.pipeline, self.plan = _planned(job, options, rules)
         self.target = job.target(self.pipeline.backbone)
         self.extraction: Extraction | None = None
@@ -92,10 +93,10 @@ class Filling:
         self._spec = make_spec(
             options, job.table, backbone, front, engine.feature_shape, self.pipeline.precision
         )
-        listener.tell(
-            f"{backbone.name} ({backbone.weights}), cut {front.cut}, "
-            f"{self.pipeline.precision} on {self.pipeline.device}, {how(engine)}"
-        )
+        run = f"{self.pipeline.precision} on {self.pipeline.device}, {how(engine)}"
+        if front.is_pixels:
+            run = "pixels as they would enter the network, which is not executed"
+        listener.tell(f"{backbone.name} ({backbone.weights}), cut {front.cut}, {run}")
         self._look = Look(job, rules, self._spec, self.plan, self.target, listener.tell)
 
     def is_whole(self) -> bool:
@@ -148,7 +149,7 @@ class Filling:
             writer if self._rules.on_error == "record" else StopAtFailure(writer, self._job.table)
         )
         wants = None if alone else frozenset(self.pending.tolist())
-        return Lane(self.pipeline.engine, sink, self._options.dtype, wants)
+        return Lane(self.pipeline.engine, sink, self._spec["dtype"], wants)
 
     def commit(self) -> None:
         """Vouch for every row that is written."""
@@ -172,9 +173,8 @@ class Filling:
         self._report |= make_report(times, self._decision)
         del self._report["purpose"]
         finished = self._writer.finish(self.target, self._report)
-        self.extraction = Extraction(
-            feature_set(finished), self._decision, finished.run, times.batches
-        )
+        passes = 0 if self.pipeline.front.is_pixels else times.batches
+        self.extraction = Extraction(feature_set(finished), self._decision, finished.run, passes)
 
 
 def fill_caches(
@@ -309,7 +309,7 @@ def _planned(
         pipeline.device,
         versions=pipeline.versions,
         workers=options.workers or default_workers(),
-        threads=pipeline.threads,
+        threads=1 if pipeline.front.is_pixels else pipeline.threads,  # that compute
         seed=options.seed,
     )
     return pipeline, plan

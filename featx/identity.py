@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
 
 from featx.transforms import Transform
+
+INPUT: Final = "input"  # the cut before everything
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,3 +68,11 @@ class FrontIdentity:
     layout: str
     notes: tuple[str, ...] = ()
     code_sha256: str = ""
+
+    @property
+    def is_pixels(self) -> bool:
+        """Whether a feature is the picture itself, uint8 as it was decoded and cropped."""
+        return (self.cut, self.layout) == (INPUT, PIXELS.layout)
+
+
+PIXELS: Final = FrontIdentity(INPUT, "none", "nhwc")

@@ -5,14 +5,14 @@ from __future__ import annotations
 import contextlib
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from featx.decoding import TOO_LARGE, DecodeOptions
+from featx.decoding import DecodeOptions
 from featx.devices import (
     Device,
     Precision,
@@ -31,12 +31,15 @@ from featx.engines.choice import (
     openvino_batch_size,
     prepared_already,
 )
+from featx.engines.pixels import PixelEngine
 from featx.errors import ImageError, InputError
-from featx.forward import Lane, Sink, StageTimes, run_lanes
-from featx.identity import BackboneIdentity, FrontIdentity
+from featx.identity import INPUT, PIXELS, BackboneIdentity, FrontIdentity
 from featx.isolation import IsolatedLoader
-from featx.loading import Loader, ManyLoader, Picture
+from featx.loading import Loader
 from featx.own_network import code_sha256, is_own
+from featx.passes import MemorySink as MemorySink
+from featx.passes import Pipeline as Pipeline
+from featx.passes import run_together as run_together
 from featx.quick_start import Known, is_possible, recall, remember
 from featx.specs import ExtractOptions
 from featx.transforms import Transform
@@ -47,91 +50,6 @@ if TYPE_CHECKING:
 
 MAX_SAMPLES: Final = 16  # files that are tried to find photographs to compare engines on
 _N_CHECKED: Final = 4  # photographs that suffice
-
-
-@dataclass(frozen=True)
-class Pipeline:
-    """Everything between a file and its features, on one device.
-
-    Attributes
-    ----------
-    backbone, front : which network, where it is cut and what is pooled there.
-    engine : executes the network up to there on batches of one shape.
-    loader : one file to pixels of the network's size.
-    device, precision : where and in which arithmetic.
-    threads : of the CPU that the engine computes with.
-    versions : of PyTorch and torchvision.
-    network : what the engine executes; None where the start was quick and nothing was built.
-    """
-
-    backbone: BackboneIdentity
-    front: FrontIdentity
-    engine: Engine
-    loader: Loader
-    device: Device
-    precision: Precision
-    threads: int
-    versions: Mapping[str, str]
-    network: Front | None = None
-
-    def run(
-        self,
-        files: Iterable[tuple[int, Path]],
-        sink: Sink,
-        *,
-        dtype: str = "float32",
-        **keywords: Any,
-    ) -> StageTimes:
-        """Send pairs of row number and file into `sink`; keywords as of `run_lanes`."""
-        lane = Lane(self.engine, sink, dtype)
-        (times,) = run_together([self], [lane], files, **keywords)
-        return times
-
-
-def run_together(
-    pipelines: Sequence[Pipeline],
-    lanes: Sequence[Lane],
-    files: Iterable[tuple[int, Path]],
-    **keywords: Any,
-) -> tuple[StageTimes, ...]:
-    """Send files through several pipelines at once; each is read and decoded once.
-
-    Files are decoded in processes of their own: one that crashes or hangs its decoder fails.
-
-    Parameters
-    ----------
-    pipelines : of the same decoding options and number of threads.
-    lanes : of each pipeline's engine, where its rows go.
-    files : pairs of row number and file.
-    **keywords : as of `featx.forward.run_lanes`.
-    """
-    loaders = list(dict.fromkeys(pipeline.loader for pipeline in pipelines))
-    places = [loaders.index(pipeline.loader) for pipeline in pipelines]
-    with torch_threads(pipelines[0].threads), contextlib.ExitStack() as stack:
-        alone = [stack.enter_context(IsolatedLoader(loader)) for loader in loaders]
-        if len(loaders) == 1:
-            return run_lanes(files, lambda path: (alone[0](path),) * len(lanes), lanes, **keywords)
-        many = ManyLoader(tuple(loaders))
-        together = stack.enter_context(IsolatedLoader(many))
-
-        def load(path: Path) -> Sequence[Picture | ImageError]:
-            made: Sequence[Picture | ImageError]
-            try:
-                made = many.parts(together(path))
-            except ImageError as error:
-                if error.status != TOO_LARGE:
-                    raise
-                made = [_one(load_one, path) for load_one in alone]  # not for every network, maybe
-            return [made[place] for place in places]
-
-        return run_lanes(files, load, lanes, **keywords)
-
-
-def _one(load: Callable[[Path], Picture], path: Path) -> Picture | ImageError:
-    try:
-        return load(path)
-    except ImageError as error:
-        return error
 
 
 def build_pipeline(
@@ -163,22 +81,16 @@ def build_pipeline(
     device = resolve_device(options.device)
     check_engine(options.engine, device)
     precision = check_precision(device, options.precision)
+    if options.cut == INPUT:
+        return _pixel_pipeline(options, transform, quick=quick)
     if quick and transform is None and is_possible(options, device):
         found = _quickly(options, device, precision, replay, samples)
         if found is not None:
             return found
     untouched = "torch" not in sys.modules
-    from featx.backbones import load_backbone
     from featx.cut import build_front
 
-    backbone = load_backbone(
-        options.backbone,
-        weights=options.weights,
-        seed=options.seed,
-        transform=dict(options.transform) or None,
-    )
-    if transform is not None:
-        backbone = replace(backbone, transform=transform)
+    backbone = _backbone(options, transform)
     front = build_front(
         backbone.network, cut=options.cut, pool=options.pool, input_shape=backbone.traced_at
     )
@@ -255,6 +167,50 @@ def _quickly(
         running.threads,
         known.versions,
     )
+
+
+def pixel_pipeline(
+    backbone: BackboneIdentity, options: ExtractOptions, *, threads: int = 1
+) -> Pipeline:
+    """The pipeline of the cut `input`, for which no network is needed.
+
+    Parameters
+    ----------
+    backbone : whose preprocessing gives the pixels.
+    options : how images are decoded.
+    threads : of the CPU that others, which share the pass over the images, compute with.
+    """
+    loader = _loader(options, backbone.transform)
+    engine = PixelEngine(loader.shape)
+    return Pipeline(backbone, PIXELS, engine, loader, resolve_device("cpu"), "fp32", threads, {})
+
+
+def _pixel_pipeline(
+    options: ExtractOptions, transform: Transform | None, *, quick: bool
+) -> Pipeline:
+    """The same, of the backbone that is asked for; its weights are what a tail starts from."""
+    device = resolve_device("cpu")
+    may_remember = quick and transform is None and is_possible(options, device)
+    known = recall(options, "fp32") if may_remember else None
+    if known is None or known.front != PIXELS:
+        backbone, threads = _backbone(options, transform), torch_default_threads()
+        known = Known(backbone, PIXELS, {}, 1, threads, {})
+        if may_remember:
+            remember(options, "fp32", known)
+    return pixel_pipeline(known.backbone, options, threads=known.threads)
+
+
+def _backbone(options: ExtractOptions, transform: Transform | None) -> Backbone:
+    """The network, its weights loaded and hashed; `transform` replaces its own preprocessing."""
+    from featx.backbones import load_backbone
+
+    backbone = load_backbone(
+        options.backbone,
+        weights=options.weights,
+        seed=options.seed,
+        transform=dict(options.transform) or None,
+    )
+    return backbone if transform is None else replace(backbone, transform=transform)
 
 
 def _loader(options: ExtractOptions, transform: Transform) -> Loader:
@@ -344,26 +300,3 @@ def _check_trained(backbone: Backbone, front: Front) -> None:
             f"the cut {front.cut} lies behind {', '.join(random[:3])}, which {backbone.weights} "
             "has no values for: the features would be random. Cut before it (--cut penultimate)"
         )
-
-
-class MemorySink:
-    """Feature rows gathered in memory, for a handful of images.
-
-    Parameters
-    ----------
-    n : number of images.
-    feature_shape : of one image's features.
-    """
-
-    def __init__(self, n: int, feature_shape: tuple[int, ...]) -> None:
-        self.features = np.full((n, *feature_shape), np.nan, np.float32)
-        self.sha256 = np.zeros((n, 32), np.uint8)
-        self.failed: dict[int, tuple[int, str]] = {}
-
-    def put(self, rows: np.ndarray, features: np.ndarray, sha256: np.ndarray) -> None:
-        self.features[rows] = features
-        self.sha256[rows] = sha256
-
-    def fail(self, row: int, status: int, reason: str, sha256: bytes) -> None:
-        self.failed[row] = (status, reason)
-        self.sha256[row] = np.frombuffer(sha256, np.uint8)

@@ -9,9 +9,10 @@ from typing import Any, Final
 
 from featx.errors import HeadError, WeightsError
 from featx.foreign import check_computable
+from featx.identity import BackboneIdentity, FrontIdentity
 from featx.own_network import trusted_name
-from featx.pipeline import MAX_SAMPLES, Pipeline, build_pipeline
-from featx.specs import ExtractOptions
+from featx.pipeline import MAX_SAMPLES, Pipeline, build_pipeline, pixel_pipeline
+from featx.specs import PIXEL_TYPE, ExtractOptions
 from featx.transforms import Transform
 from featx.weight_files import is_local_weights, sha256_file
 
@@ -43,8 +44,9 @@ def pipeline_of_spec(
 ) -> Pipeline:
     """The pipeline that made a cache, from its recorded spec.
 
-    Weights are looked for at `weights`, else where they lay then, else by their published name.
-    `backbone` is needed where the user's own code made the network. `files` are those it is for.
+    Weights are looked for at `weights`, else where they lay then, else by their published name;
+    for pixels none are needed. `backbone` is needed where the user's own code made the network.
+    `files` are those it is for.
 
     Raises
     ------
@@ -61,6 +63,8 @@ def pipeline_of_spec(
         spec, plan, backbone=backbone, weights=weights, device=device, batch_size=batch_size
     )
     options = replace(options, engine=engine, precision=precision or options.precision)
+    if FrontIdentity(spec["cut"], spec["pool"], spec.get("layout", "")).is_pixels:
+        return pixel_pipeline(_recorded_backbone(spec, plan), options)
     _check_recorded_file(recorded, weights, spec)
     pipeline = build_pipeline(
         options,
@@ -105,7 +109,7 @@ def options_of_spec(
     """
     recorded = plan.get("weights", {})
     rules = spec.get("images", {})
-    split_folders = rules.get("split_folders")
+    split_folders, dtype = rules.get("split_folders"), spec.get("dtype", ExtractOptions.dtype)
     return ExtractOptions(
         backbone=trusted_name(spec["backbone"], backbone),
         weights=weights or _recorded_weights(recorded, spec["backbone"]),
@@ -116,7 +120,7 @@ def options_of_spec(
         exif=spec["exif"],
         max_pixels=spec["max_pixels"],
         precision=spec["precision"],
-        dtype=spec.get("dtype", "float32"),
+        dtype=ExtractOptions.dtype if dtype == PIXEL_TYPE else dtype,
         device=device,
         batch_size=batch_size,
         label_from=rules.get("label_from", "first"),
@@ -138,6 +142,19 @@ def _check_record(spec: Mapping[str, Any], plan: Mapping[str, Any]) -> None:
             f"it does not say how its features were made ({', '.join(wrong)} missing or garbled); "
             "extract the features and fit the head again"
         )
+
+
+def _recorded_backbone(spec: Mapping[str, Any], plan: Mapping[str, Any]) -> BackboneIdentity:
+    """The backbone as it is recorded; neither its weights nor its classes are looked at."""
+    return BackboneIdentity(
+        name=spec["backbone"],
+        transform=Transform.from_dict(spec["transform"]),
+        classes=(),
+        weights=str(plan["weights"].get("name", "")),
+        weights_sha256=spec["weights_sha256"],
+        weights_path=None,
+        notes=(),
+    )
 
 
 def _check_recorded_file(

@@ -11,12 +11,15 @@ from typing import Any, Final
 
 from featx.datasets.packed import find
 from featx.errors import InputError
-from featx.identity import BackboneIdentity, FrontIdentity
+from featx.identity import INPUT, BackboneIdentity, FrontIdentity
 from featx.images import ImageTable
 
 _SPLIT_FOLDERS: Final = ("train", "val", "valid", "validation", "test", "images")
 _MAGIC: Final = frozenset("*?[")
+_NOT_OF_PIXELS: Final = ("pool", "precision")  # they change nothing there
 _MAX_NAME_BYTES: Final = 180  # file systems allow 255; endings such as .partial come on top
+
+PIXEL_TYPE: Final = "uint8"  # what pixels are stored as
 
 
 @dataclass(frozen=True)
@@ -29,14 +32,16 @@ class ExtractOptions:
     weights : ``default`` (the architecture's IMAGENET1K_V1), ``DEFAULT`` (torchvision's newest),
         the name of a published entry, a file, or ``random``.
     seed : of random weights.
-    cut : where the network is cut, see `featx cuts BACKBONE`.
+    cut : where the network is cut, see `featx cuts BACKBONE`. At ``input`` no network is executed:
+        the pictures are stored as they would enter it, uint8 before mean and std, unpooled, so
+        that engine, device, precision and batch size are of no consequence.
     pool : ``auto``, ``avg``, ``max``, ``gem``, ``none``; ``cls``, ``cls+avg`` for transformers.
     decode : ``fast`` or ``exact``.
     exif : apply the EXIF orientation.
     max_pixels : larger images are refused from their header.
     engine : what executes the network: ``auto``, or one of `featx.engines.choice.ENGINES`.
     device, precision, batch_size, workers : how to run; ``None`` for the fixed rule's choice.
-    dtype : what features are stored as, ``float32`` or ``float16``.
+    dtype : what features are stored as, ``float32`` or ``float16``; pixels are uint8.
     transform : fields of the preprocessing to override: resize, crop, mean, std, interpolation.
     label_from, split_folders : rules of the image list, see `featx.images.list_images`.
     """
@@ -73,6 +78,21 @@ class ExtractOptions:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InputError(f"{name} must be at least 1, got {value}")
+        if self.cut == INPUT:
+            self._check_pixels()
+
+    def _check_pixels(self) -> None:
+        """Refuse what cannot be done to pixels."""
+        if self.dtype != ExtractOptions.dtype:
+            raise InputError(
+                f"pixels (cut input) are stored as uint8, so {self.dtype} cannot be had for them; "
+                "leave it out, or extract the other cuts in a run of their own"
+            )
+        if self.pool not in ("auto", "none"):
+            raise InputError(
+                f"pixels (cut input) are stored as they are, so pool {self.pool!r} cannot be had "
+                "for them; use none, or extract the other cuts in a run of their own"
+            )
 
 
 @dataclass(frozen=True)
@@ -132,7 +152,7 @@ def make_spec(
         "exif": options.exif,
         "max_pixels": options.max_pixels,
         "precision": precision,
-        "dtype": options.dtype,
+        "dtype": PIXEL_TYPE if front.is_pixels else options.dtype,
         # how the images were found does not matter where the rules of their labels are the same
         "images": {name: rule for name, rule in table.rules.items() if name != "source"},
         **({"code_sha256": front.code_sha256} if front.code_sha256 else {}),
@@ -158,7 +178,8 @@ def default_name(
         extras["weights"] = shown or backbone.weights_sha256[:8]
     for key in ("pool", "decode", "dtype", "precision", "max_pixels", "label_from"):
         value = getattr(options, key)
-        if value != getattr(standard, key) and not (key == "precision" and value == "fp32"):
+        is_standard = value == getattr(standard, key) or (key == "precision" and value == "fp32")
+        if not is_standard and not (options.cut == INPUT and key in _NOT_OF_PIXELS):
             extras[key] = str(value)
     if not options.exif:
         extras["exif"] = "off"

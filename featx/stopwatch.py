@@ -189,7 +189,7 @@ def forward(pipeline: Pipeline, pictures: Sequence[Picture], *, seconds: float) 
 
 
 def write(
-    folder: Path, feature_shape: tuple[int, ...], *, batch_size: int, seconds: float
+    folder: Path, feature_shape: tuple[int, ...], *, dtype: str, batch_size: int, seconds: float
 ) -> tuple[float, float]:
     """Rows/s into a cache, from its making to its final name, and of the plain write of its bytes.
 
@@ -200,13 +200,13 @@ def write(
     DiskError
         They cannot be written.
     """
-    row_bytes = 4 * int(np.prod(feature_shape))
+    row_bytes = np.dtype(dtype).itemsize * int(np.prod(feature_shape))
     most = max(1, _ROWS_BYTES // row_bytes)
     rng = np.random.default_rng(0)
     n = min(most, _PILOT_ROWS)
-    pilot_s, _ = _write_once(folder, rng.random((n, *feature_shape), np.float32), batch_size)
+    pilot_s, _ = _write_once(folder, _noise(rng, (n, *feature_shape), dtype), batch_size)
     n = min(most, max(n, int(n * seconds / (3 * pilot_s))))  # about three rounds
-    features = rng.random((n, *feature_shape), np.float32)
+    features = _noise(rng, (n, *feature_shape), dtype)
     rounds: list[tuple[float, float]] = []
     until = time.perf_counter() + seconds
     while not rounds or time.perf_counter() < until:
@@ -215,13 +215,19 @@ def write(
     return n * len(rounds) / ours_s, n * len(rounds) / plain_s
 
 
+def _noise(rng: np.random.Generator, shape: tuple[int, ...], dtype: str) -> np.ndarray:
+    if np.dtype(dtype).kind == "u":
+        return rng.integers(0, 256, shape, dtype)
+    return rng.random(shape, np.float32)
+
+
 def _write_once(folder: Path, features: np.ndarray, batch_size: int) -> tuple[float, float]:
     """Seconds to write a cache, and its bytes plainly; both are removed."""
     cache, plain = folder / "rows.h5", folder / "rows.bin"
     n = len(features)
     sha256 = np.zeros((n, 32), np.uint8)
     begun = time.perf_counter()
-    with closing(_new_cache(cache, n, features.shape[1:])) as writer:
+    with closing(_new_cache(cache, n, features.shape[1:], features.dtype.name)) as writer:
         for start in range(0, n, batch_size):
             rows = np.arange(start, min(n, start + batch_size))
             writer.put(rows, features[start : start + batch_size], sha256[rows])
@@ -235,7 +241,7 @@ def _write_once(folder: Path, features: np.ndarray, batch_size: int) -> tuple[fl
     return ours_s, plain_s
 
 
-def _new_cache(path: Path, n: int, feature_shape: tuple[int, ...]) -> CacheWriter:
+def _new_cache(path: Path, n: int, feature_shape: tuple[int, ...], dtype: str) -> CacheWriter:
     """A cache for `n` images that are but numbers."""
     rows = Rows(
         paths=[b"%08d" % i for i in range(n)],
@@ -246,7 +252,9 @@ def _new_cache(path: Path, n: int, feature_shape: tuple[int, ...]) -> CacheWrite
         mtime_ns=np.zeros(n, np.int64),
         classes=(),
     )
-    return CacheWriter.create(path, rows, root="", spec={}, plan={}, feature_shape=feature_shape)
+    return CacheWriter.create(
+        path, rows, root="", spec={}, plan={}, feature_shape=feature_shape, dtype=dtype
+    )
 
 
 def end_to_end(
@@ -264,13 +272,14 @@ def end_to_end(
     is the rate of the slowest stage alone, for an idea of how many images there will be.
     """
     engine = pipeline.engine
-    row_bytes = 4 * int(np.prod(engine.feature_shape))
+    row_bytes = np.dtype(pipeline.dtype).itemsize * int(np.prod(engine.feature_shape))
     wanted = int(2 * slowest * (decoded.started_s + seconds))
     least = (2 * engine.concurrency + 4) * engine.batch_size  # fills it, and some more
     n = min(max(wanted, least), max(_CACHE_BYTES // row_bytes, 2 * engine.batch_size))
     marks = _Marks(at_least_s=decoded.started_s + seconds)
     files = zip(range(n), itertools.cycle(decoded.files), strict=False)
-    with closing(_new_cache(folder / "whole.h5", n, engine.feature_shape)) as writer:
+    cache = folder / "whole.h5"
+    with closing(_new_cache(cache, n, engine.feature_shape, pipeline.dtype)) as writer:
         times = pipeline.run(
             files, writer, workers=workers, progress=marks.add, stop=marks.are_enough
         )

@@ -111,11 +111,11 @@ def test_bad_images_are_left_out_and_named(colour_folder: Folder, tmp_path: Path
 
 
 def test_a_cut_before_every_product_has_no_roof(colour_folder: Folder, tmp_path: Path) -> None:
-    rates = featx.bench(colour_folder(), cache_dir=tmp_path, **QUICK, cut="input", pool="none")
+    rates = featx.bench(colour_folder(), cache_dir=tmp_path, **QUICK, cut="input")
     assert rates.forward.share is None
     assert rates.forward.limit == ""
     assert rates.setting["flops_per_image"] == 0
-    assert rates.setting["feature_shape"] == [3, 64, 64]
+    assert rates.setting["feature_shape"] == [64, 64, 3]
 
 
 @pytest.mark.parametrize("seconds", [0.0, -1.0, math.nan, math.inf])

@@ -451,8 +451,8 @@ def test_attributes_of_another_type_or_text_are_refused(
 def test_a_newer_format_says_to_upgrade(tmp_path: Path) -> None:
     path = finished(tmp_path / "a.h5")
     with h5py.File(path, "r+", libver="latest") as file:
-        file.attrs.create("format", np.bytes_(b"featx cache 2"))
-    with pytest.raises(CacheError, match="format 2, this featx reads up to 1; upgrade"):
+        file.attrs.create("format", np.bytes_(b"featx cache 3"))
+    with pytest.raises(CacheError, match="format 3, this featx reads up to 2; upgrade"):
         featx.load(path)
 
 

@@ -77,7 +77,7 @@ SHELVES: tuple[frozenset[str], ...] = tuple(
                 "leaks",
                 "crossfit",
             },
-            {"quick_start", "crossfit"},
+            {"quick_start", "crossfit", "passes"},
             {"pipeline", "target", "calibration"},
             {"filling", "recorded"},
             {

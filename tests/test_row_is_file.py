@@ -34,6 +34,7 @@ from featx.cache import CacheFile, CacheWriter, Status, open_cache, partial_path
 from featx.devices import Device
 from featx.extraction import Extraction, run_extraction
 from featx.forward import StageTimes, run
+from featx.identity import FrontIdentity
 from featx.loading import Loader
 from featx.specs import ExtractOptions
 from featx.transforms import Transform
@@ -107,7 +108,7 @@ def colour_pipeline(engine: ColourEngine) -> Callable[..., ColourPipeline]:
         name="colour", weights="none", weights_sha256="0" * 64, weights_path=None, notes=(),
         transform=PLAIN,
     )  # fmt: skip
-    front = SimpleNamespace(cut="input", pool="avg", layout="vector", notes=())
+    front = FrontIdentity("input", "avg", "vector")
     loader, device = Loader(PLAIN), Device("cpu", "as asked")
     return lambda options, **rest: ColourPipeline(engine, backbone, front, loader, device)
 

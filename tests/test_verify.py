@@ -98,7 +98,7 @@ def test_what_is_not_damaged_is_not_to_be_made_anew(tmp_path: Path) -> None:
     newer, unfinished = finished(tmp_path / "a.h5"), partial_path(tmp_path / "b.h5")
     create(tmp_path / "b.h5").close()
     with h5py.File(newer, "r+", libver="latest") as file:
-        file.attrs.create("format", np.bytes_(b"featx cache 2"))
+        file.attrs.create("format", np.bytes_(b"featx cache 3"))
     for path in (newer, unfinished, tmp_path / "none.h5"):
         with pytest.raises(CacheError) as told:
             verify(path)

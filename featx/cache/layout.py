@@ -1,4 +1,4 @@
-"""Format 1 of the cache: its datasets, its codes, and the spec whose hash is the fingerprint."""
+"""The format of the cache: its datasets, its codes, and the spec whose hash is the fingerprint."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from typing import Any, Final
 
 import numpy as np
 
-FORMAT: Final = 1
+FORMAT: Final = 2  # the highest that is read; a file has the lowest that says what is in it
+_FORMAT_OF: Final = {"<f4": 1, "<f2": 1, "|u1": 2}  # by the type of its features
 
 RUN_BYTES: Final = 65_536  # room for the run report, written in place
 ERROR_BYTES: Final = 160
@@ -100,6 +101,27 @@ def columns(
         "digest": Column(u1, (32,), False),
         "features": Column(np.dtype(dtype).newbyteorder("<"), (n, *feature_shape), True),
     }
+
+
+def is_feature_type(dtype: np.dtype) -> bool:
+    """Whether a cache may hold features of this type: float32, float16 or, of pixels, uint8."""
+    return dtype.str in _FORMAT_OF
+
+
+def format_of(features: Column) -> int:
+    """The format of a file with such features: readers of older ones say that it is newer."""
+    return _FORMAT_OF[features.dtype.str]
+
+
+def filler(features: Column) -> float:
+    """What the features of a failed image are made of: NaN, or 0 where they are whole numbers."""
+    return 0 if features.dtype.kind == "u" else np.nan
+
+
+def is_filler(features: np.ndarray) -> np.ndarray:
+    """Of each value whether it is the filler of its type."""
+    filled: np.ndarray = features == 0 if features.dtype.kind == "u" else np.isnan(features)
+    return filled
 
 
 def runs(rows: np.ndarray) -> Iterator[tuple[int, int]]:

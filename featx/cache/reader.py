@@ -22,6 +22,7 @@ from featx.cache.layout import (
     canonical_json,
     columns,
     fingerprint,
+    is_feature_type,
     runs,
 )
 from featx.cache.metadata import Stored, read_metadata
@@ -226,10 +227,10 @@ def _expected_columns(datasets: Mapping[str, Stored], path: Path) -> dict[str, C
         raise CacheError(f"{path} is not a featx cache: missing or unexpected datasets: {wrong}")
     features, paths, names = datasets["features"], datasets["paths"], datasets["classes"]
     n_axes = len(features.shape)
-    if not 2 <= n_axes <= 1 + _MAX_FEATURE_AXES or features.dtype.str not in ("<f4", "<f2"):
+    if not 2 <= n_axes <= 1 + _MAX_FEATURE_AXES or not is_feature_type(features.dtype):
         raise CacheError(
-            f"{path}: features are {features.dtype.str}{features.shape}, expected float32 or "
-            "float16 with one row per image"
+            f"{path}: features are {features.dtype.str}{features.shape}, expected float32, "
+            "float16 or uint8 with one row per image"
         )
     if any(len(text.shape) != 1 or text.dtype.kind != "S" for text in (paths, names)):
         raise CacheError(f"{path}: paths or classes are no fixed-length text; not a featx cache")

@@ -11,7 +11,7 @@ from typing import Final
 import numpy as np
 
 from featx.cache.crc32 import crc32_of, mask_of
-from featx.cache.layout import MASKING, Status
+from featx.cache.layout import MASKING, Status, is_filler
 from featx.cache.reader import PARTIAL_SUFFIX, CacheFile, open_cache
 from featx.cache.seal import damaged_columns, seal_of
 from featx.errors import CacheError, NewerFormatError
@@ -28,7 +28,8 @@ class Verification:
     path : the cache.
     n : rows in it.
     bad_rows : numbers of the rows whose features do not match their checksum or their status: a
-        row that is done has finite features, one that failed has NaN, none is pending.
+        row that is done has finite features, one that failed has NaN (pixels: 0), none is
+        pending.
     bad_paths : their paths.
     digest_matches : whether every byte outside the features is as it was written.
     bad_columns : what is damaged outside the features: names of datasets, or ``other bytes``
@@ -111,9 +112,9 @@ def check(file: CacheFile) -> Verification:
 def damaged_rows(file: CacheFile) -> Iterator[int]:
     """Numbers of the rows whose features do not match their checksum or their status.
 
-    A row that is done has finite features and one that failed has NaN. A pending row is damage in
-    a finished cache only; in an unfinished one the checksum covers a row's image hash and error,
-    too.
+    A row that is done has finite features and one that failed has NaN, or 0 where they are pixels.
+    A pending row is damage in a finished cache only; in an unfinished one the checksum covers a
+    row's image hash and error, too.
     """
     for damaged, _, _ in looked_over(file):
         yield from damaged.tolist()
@@ -139,7 +140,7 @@ def looked_over(file: CacheFile) -> Iterator[tuple[np.ndarray, np.ndarray, np.nd
         features = features.reshape(len(features), -1)
         done = status == Status.DONE
         failed = (status > Status.DONE) & (status <= max(Status))
-        true = np.where(done, np.isfinite(features).all(1), failed & np.isnan(features).all(1))
+        true = np.where(done, np.isfinite(features).all(1), failed & is_filler(features).all(1))
         good = intact & true
         if file.is_partial:
             good |= status == Status.PENDING

@@ -21,13 +21,14 @@ from featx.cache.crc32 import crc32_of, mask_of
 from featx.cache.files import Disk, told_as_disk_error
 from featx.cache.layout import (
     ERROR_BYTES,
-    FORMAT,
     MASKING,
     RUN_BYTES,
     Status,
     canonical_json,
     columns,
+    filler,
     fingerprint,
+    format_of,
     runs,
 )
 from featx.cache.reader import PARTIAL_SUFFIX, CacheFile, open_cache
@@ -125,7 +126,7 @@ class CacheWriter:
             arrays["classes"].dtype.itemsize,
         )
         attributes = {
-            "format": f"featx cache {FORMAT}",
+            "format": f"featx cache {format_of(layout['features'])}",
             "spec": canonical_json(spec),
             "fingerprint": fingerprint(spec),
             "plan": canonical_json(plan),
@@ -191,7 +192,7 @@ class CacheWriter:
         self._settle(rows, features, sha256)
 
     def fail(self, row: int, status: int, reason: str, sha256: bytes = bytes(32)) -> None:
-        """Record that the image of `row` has no features, and why; its features become NaN.
+        """Record that the image of `row` has no features, and why; they become NaN, pixels 0.
 
         `status` is one of `Status` above DONE, `sha256` the digest of the file's bytes, or zeros
         where they could not be read.
@@ -199,7 +200,7 @@ class CacheWriter:
         assert status > Status.DONE, status
         self._settle(
             np.array([row]),
-            np.full((1, *self.file.feature_shape), np.nan, self._features.dtype),
+            np.full((1, *self.file.feature_shape), filler(self._features), self._features.dtype),
             np.frombuffer(sha256, np.uint8)[None],
             np.array([status], np.uint8),
             np.array([_cut_utf8(reason, ERROR_BYTES)], dtype=f"S{ERROR_BYTES}"),

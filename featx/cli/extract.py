@@ -67,7 +67,7 @@ def extract(
         list[str] | None,
         typer.Option(
             help="Where the network is cut, penultimate by default; `featx cuts BACKBONE` lists "
-            "where. Several of them fill a cache each, too."
+            "where; input keeps the pixels that enter it, as uint8. Several fill a cache each, too."
         ),
     ] = None,
     pool: Annotated[
@@ -90,7 +90,9 @@ def extract(
             help="fast (within 1 of 255 of the published preprocessing) or exact (bit for bit)."
         ),
     ] = "fast",
-    store: Annotated[str, typer.Option(help="float32 or float16.")] = "float32",
+    store: Annotated[
+        str, typer.Option(help="float32 or float16; pixels (--cut input) are uint8.")
+    ] = "float32",
     exif: Annotated[
         bool, typer.Option("--exif/--no-exif", help="Turn images as their EXIF data say.")
     ] = True,
@@ -221,7 +223,7 @@ def extract(
             )
         out().print(shown)
         for extraction in done:
-            if extraction.forward_passes:
+            if extraction.decision.action != "reuse" and extraction.report["images"]:
                 several = f"{extraction.features.path.name}: " if len(done) > 1 else ""
                 tell(several + _account(extraction.report))
     exit_if_failed(failed)

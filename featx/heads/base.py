@@ -27,7 +27,8 @@ from featx.heads.row_view import RowView, part_of
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
 
-FLOAT_TYPES = [np.float64, np.float32, np.float16]  # kept as they are; all else becomes float64
+# Kept as they are; all else becomes float64. Pixels are uint8.
+ROW_TYPES = [np.float64, np.float32, np.float16, np.uint8]
 _BLOCK_BYTES = 64 << 20  # of float64 features standardised at once
 _PIECE_BYTES = 1 << 20  # of them that a core keeps in its cache
 _SMALL_WORK = 50_000_000  # multiply-adds below which threads cost more than they bring
@@ -122,7 +123,7 @@ class Head(ClassifierMixin, BaseEstimator, ABC):
 
     def _all_logits(self, X: Any) -> FloatArray:
         check_is_fitted(self)
-        X = validate_data(self, X, reset=False, dtype=FLOAT_TYPES)
+        X = validate_data(self, X, reset=False, dtype=ROW_TYPES)
         logits = np.empty((len(X), len(self.classes_)))
         for rows, Z in standardised_blocks(X, self.mean_, self.scale_):
             logits[rows] = self._logits(Z)
@@ -153,8 +154,8 @@ class Head(ClassifierMixin, BaseEstimator, ABC):
         """
         if not isinstance(X, RowView):
             if y is None:
-                return validate_data(self, X, reset=False, dtype=FLOAT_TYPES), None
-            return validate_data(self, X, y, dtype=FLOAT_TYPES)
+                return validate_data(self, X, reset=False, dtype=ROW_TYPES), None
+            return validate_data(self, X, y, dtype=ROW_TYPES)
         if y is not None:
             self.n_features_in_, y = X.shape[1], column_or_1d(y)
         assert X.shape[1] == self.n_features_in_, X.shape

@@ -16,7 +16,7 @@ from sklearn.utils.validation import validate_data
 from featx.devices import check_precision, resolve_device
 from featx.errors import InputError
 from featx.heads.base import (
-    FLOAT_TYPES,
+    ROW_TYPES,
     Choice,
     FloatArray,
     Head,
@@ -142,7 +142,7 @@ class NetworkHead(Head):
     ) -> tuple[TrainingRows, IntArray, IntArray | None]:
         """As `_validate_fit`, for rows of one X; labels of the others are -1."""
         self._check_params()
-        X, y = validate_data(self, X, dtype=FLOAT_TYPES), column_or_1d(y)
+        X, y = validate_data(self, X, dtype=ROW_TYPES), column_or_1d(y)
         if len(y) != len(X):
             raise InputError(f"X has {len(X)} rows, y {len(y)} labels")
         rows, labels = np.asarray(rows), np.full(len(y), -1, np.int64)
