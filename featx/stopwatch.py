@@ -189,7 +189,12 @@ def forward(pipeline: Pipeline, pictures: Sequence[Picture], *, seconds: float) 
 
 
 def write(
-    folder: Path, feature_shape: tuple[int, ...], *, dtype: str, batch_size: int, seconds: float
+    folder: Path,
+    feature_shape: tuple[int, ...],
+    *,
+    dtype: str = "float32",
+    batch_size: int,
+    seconds: float,
 ) -> tuple[float, float]:
     """Rows/s into a cache, from its making to its final name, and of the plain write of its bytes.
 

@@ -50,6 +50,7 @@ SHELVES: tuple[frozenset[str], ...] = tuple(
                 "pooling",
                 "keys",
                 "device_resize",
+                "batch_resize",
                 "classics",
             },
             {
@@ -61,6 +62,7 @@ SHELVES: tuple[frozenset[str], ...] = tuple(
                 "engines",
                 "drawing",
                 "loading",
+                "augmentation",
             },
             {"cut_graph", "worker", "interchange", "usable", "foreign", "frozen"},
             {"unpublished"},

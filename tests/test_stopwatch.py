@@ -14,6 +14,7 @@ from PIL import Image
 from test_forward import PLAIN, SIZE, ColourEngine, picture_of
 
 from featx import stopwatch
+from featx.identity import FrontIdentity
 from featx.loading import Loader
 from featx.stopwatch import Decoded, decode_in_processes, decode_on_one_core, per_second
 
@@ -166,7 +167,8 @@ def test_the_whole_ends_although_rows_are_left(
     from featx.pipeline import Pipeline
 
     loader, engine = Loader(PLAIN), ColourEngine(2)
-    pipeline = Pipeline(None, None, engine, loader, None, "fp32", 1, {})  # type: ignore[arg-type]
+    front = FrontIdentity("flatten", "none", "vector")
+    pipeline = Pipeline(None, front, engine, loader, None, "fp32", 1, {})  # type: ignore[arg-type]
     decoded = Decoded(files[1:3], (), (), 1.0, 0.0)
     rate = stopwatch.end_to_end(
         pipeline, decoded, tmp_path / "made", workers=1, seconds=0.1, slowest=1e5
