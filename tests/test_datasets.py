@@ -463,8 +463,8 @@ def test_the_commands_take_a_data_set_as_they_take_a_folder(
     run("fit-head")
     assert json.loads(run("evaluate", "--json").stdout)["accuracy"]["value"] == 1.0
     (head,) = (tmp_path / "cache").glob("*.safetensors")
-    lines = run("predict", head, "torchvision:MNIST/test", *root, "--json").stdout.splitlines()
-    assert [json.loads(line)["class"] for line in lines] == ["0"] * 3 + ["1"] * 3
+    lines = run("predict", head, "torchvision:MNIST/test", *root, *tiny[-2:], "--json").stdout
+    assert [json.loads(line)["class"] for line in lines.splitlines()] == ["0"] * 3 + ["1"] * 3
     for source in ("torchvision:MNIST", cache):
         run("show", source, *root, "--class", "1", "-o", "grid.png")
         assert np.asarray(Image.open("grid.png"))[20, 20].max() < 220  # bright, not a grey tile

@@ -10,9 +10,9 @@ Source: https://www.cs.toronto.edu/~kriz/cifar.html, section "Dataset layout": `
 
 from __future__ import annotations
 
-import io
 import pickle
 from collections.abc import Callable, Sequence
+from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import Any, Final
 
@@ -23,7 +23,8 @@ from featx.errors import InputError
 
 _SHAPE: Final = (3, 32, 32)
 _ROW: Final = 3 * 32 * 32
-_START: Final = 4096  # bytes by which the pixels are found in the file
+_START: Final = 64  # bytes by which the pixels are found in the file
+_CHUNK: Final = 2**20
 # What was seen to come of damaged pickles; the module's documentation names some of them.
 _PICKLE_ERRORS: Final = (
     pickle.UnpicklingError,
@@ -54,8 +55,7 @@ def read_batch(files: Sequence[Path], n_classes: int) -> Block:
         The file cannot be read.
     """
     (path,) = files
-    raw = path.read_bytes()
-    entry = _loaded(raw, path)
+    entry = _loaded(path)
     data, labels = entry.get("data"), entry.get("labels", entry.get("fine_labels"))
     if not isinstance(data, _Array) or not isinstance(labels, list) or not labels:
         raise _damaged(path, "it holds no array of bytes with a list of labels")
@@ -64,7 +64,7 @@ def read_batch(files: Sequence[Path], n_classes: int) -> Block:
         raise _damaged(path, f"{n:,} labels, but {len(data.values):,} bytes of pixels")
     if not all(type(label) is int and 0 <= label < n_classes for label in labels):
         raise _damaged(path, f"a label is no number from 0 to {n_classes - 1}")
-    planes = _mapped(path, raw, data.values).reshape(n, *_SHAPE)
+    planes = _mapped(path, data.values).reshape(n, *_SHAPE)
     return Block(planes.transpose(0, 2, 3, 1), np.array(labels, np.uint8))
 
 
@@ -76,7 +76,7 @@ def class_names(path: Path, key: str) -> tuple[str, ...]:
     InputError, OSError
         As `read_batch`.
     """
-    listed = _loaded(path.read_bytes(), path).get(key)
+    listed = _loaded(path).get(key)
     try:
         names = tuple(map(_text, listed if isinstance(listed, list) else ()))
     except (TypeError, ValueError) as error:
@@ -86,10 +86,15 @@ def class_names(path: Path, key: str) -> tuple[str, ...]:
     return names
 
 
-def _mapped(path: Path, raw: bytes, values: bytes) -> np.ndarray:
+def _mapped(path: Path, values: bytes) -> np.ndarray:
     """The pixels as a memory map where they lie in one piece in the file, else as they are."""
-    at = raw.find(values[:_START])
-    if at < 0 or raw[at : at + len(values)] != values:
+    with path.open("rb") as stream, mmap(stream.fileno(), 0, access=ACCESS_READ) as raw:
+        at = raw.find(values[:_START])
+        same = at >= 0 and all(
+            raw[at + i : at + min(i + _CHUNK, len(values))] == values[i : i + _CHUNK]
+            for i in range(0, len(values), _CHUNK)
+        )
+    if not same:
         return np.frombuffer(values, np.uint8)
     return np.memmap(path, np.uint8, "r", at, (len(values),))
 
@@ -101,9 +106,10 @@ def _damaged(path: Path, why: str) -> InputError:
 # --- pickles --------------------------------------------------------------------------------------
 
 
-def _loaded(raw: bytes, path: Path) -> dict[str, Any]:
+def _loaded(path: Path) -> dict[str, Any]:
     try:
-        found = _Unpickler(io.BytesIO(raw), encoding="bytes").load()
+        with path.open("rb") as stream, mmap(stream.fileno(), 0, access=ACCESS_READ) as raw:
+            found = _Unpickler(raw, encoding="bytes").load()
         if isinstance(found, dict):
             return {_text(key): value for key, value in found.items()}
     except _PICKLE_ERRORS as error:

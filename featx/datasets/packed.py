@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,6 +20,10 @@ from featx.errors import InputError
 
 _PREFIXES: Final = ("torchvision:", "sklearn:")
 _BUNDLED: Final = Path("/")  # the same on every machine, as what comes with scikit-learn is
+_SEP: Final = re.escape(os.sep) + "/"
+_NAMED: Final = re.compile(
+    rf"((?:.*[{_SEP}])?)({'|'.join(map(re.escape, SETS))})(?:[{_SEP}]+(.*?)[{_SEP}]*)?", re.DOTALL
+)
 _lock = threading.Lock()
 
 
@@ -98,15 +103,10 @@ def find(path: str | os.PathLike[str]) -> Place | None:
 
     A folder that is there and has such a name is a folder.
     """
-    if ":" not in os.fspath(path):
+    found = _NAMED.fullmatch(os.fspath(path))
+    if found is None or os.path.lexists(found[1] + found[2]):
         return None
-    parts = Path(path).parts
-    for i, part in enumerate(parts):
-        if part in SETS:
-            top = Path(*parts[:i])
-            is_folder = (top / part).exists()
-            return None if is_folder else Place(part, top, "/".join(parts[i + 1 :]))
-    return None
+    return Place(found[2], Path(found[1]), (found[3] or "").replace(os.sep, "/"))
 
 
 def images_of(place: Place) -> tuple[list[Packed], tuple[str, ...], tuple[str, ...]]:
