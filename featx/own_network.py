@@ -117,11 +117,14 @@ def takes_classes(name: str) -> bool:
 
 
 def code_sha256(network: nn.Module) -> str:
-    """SHA-256 of what a traced network computes: its layers with their settings, and its code.
+    """SHA-256 of what a traced network computes: layers with their settings, code and constants.
 
     The weights of a file say nothing of the code that runs them, which the user may change.
     """
-    return hashlib.sha256(_ADDRESS.sub("", str(network)).encode()).hexdigest()
+    digest = hashlib.sha256(_ADDRESS.sub("", str(network)).encode())
+    for name, tensor in sorted(network.named_buffers()):  # a traced network's constants are here
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} {tensor.tolist()}".encode())
+    return digest.hexdigest()
 
 
 @contextmanager

@@ -21,7 +21,6 @@ from featx.errors import CacheError, HeadError, InputError, WeightsError
 from featx.extractor import FeatureExtractor
 from featx.own_network import is_own
 from featx.prediction import predict
-from featx.repairing import repair
 
 Folder = Callable[..., Path]
 EAGER = {"engine": "torch-eager", "weights": "random"}
@@ -35,15 +34,19 @@ mark = Path("imported")
 mark.write_text(mark.read_text() + "x" if mark.exists() else "x")
 
 
+SCALE = torch.tensor(2.0)
+
+
 class Tiny(nn.Module):
     def __init__(self, num_classes=3, channels=3):
         super().__init__()
         self.conv = nn.Conv2d(channels, 8, 3, padding=1)
         self.norm = nn.BatchNorm2d(8)
         self.fc = nn.Linear(8, num_classes)
+        self.scale = SCALE  # neither a parameter nor a buffer
 
     def forward(self, x):
-        return self.fc(torch.relu(self.norm(self.conv(x))).mean((2, 3)))
+        return self.fc(self.scale * torch.relu(self.norm(self.conv(x))).mean((2, 3)))
 
 
 def with_transform():
@@ -227,10 +230,9 @@ def test_a_head_that_names_code_does_not_make_it_run(made: tuple[Path, Path, Pat
         predict(head, files)
     told = CliRunner().invoke(app, ["predict", str(head), *files])
     assert (told.exit_code, marks()) == (4, 0)
-    assert len(predict(head, files, backbone="nets_of_mine:Tiny", engine="torch-eager")) == 1
-    assert marks() == 1
     words = ["predict", str(head), *files, "--backbone", "nets_of_mine:Tiny"]
     assert "red0.png" in CliRunner().invoke(app, [*words, "--engine", "torch-eager"]).stdout
+    assert marks() == 1
 
 
 def test_a_damaged_cache_that_names_code_does_not_make_it_run(
@@ -240,9 +242,8 @@ def test_a_damaged_cache_that_names_code_does_not_make_it_run(
     with cache.open("r+b") as stream:
         stream.seek(open_cache(cache).offsets["features"])
         stream.write(b"\xff\xff")
-    with pytest.raises(HeadError, match="featx imports no code"):
-        repair(cache)
     told = CliRunner().invoke(app, ["verify", str(cache), "--repair"])
+    assert "featx imports no code" in " ".join(told.output.split())
     assert (told.exit_code, marks()) == (4, 0)
     words = ["verify", str(cache), "--repair", "--backbone", "nets_of_mine:Tiny"]
     told = CliRunner().invoke(app, words)
@@ -256,14 +257,16 @@ def test_other_weights_and_other_code_are_not_taken_for_those_recorded(
     files = [root / "red" / "red0.png"]
     with pytest.raises(HeadError, match="weights of SHA-256"):
         predict(head, files, backbone="nets_of_mine:four", engine="torch-eager")
-    forget()
-    nets.write_text(NETS.replace("torch.relu(", "torch.tanh("))
-    with pytest.raises(HeadError, match="nets_of_mine:Tiny computes something else than the nets"):
-        predict(head, files, backbone="nets_of_mine:Tiny", engine="torch-eager")
+    for changed in (NETS.replace("torch.relu(", "torch.tanh("), NETS.replace("2.0", "4.0")):
+        forget()
+        nets.write_text(changed)
+        with pytest.raises(HeadError, match="nets_of_mine:Tiny computes something else than the"):
+            predict(head, files, backbone="nets_of_mine:Tiny", engine="torch-eager")
     with pytest.raises(CacheError, match="code_sha256"):
         featx.extract(root, backbone="nets_of_mine:Tiny", transform=SMALL, out=cache, **EAGER)
 
 
+@pytest.mark.slow
 def test_an_engine_prepared_for_other_code_is_not_used(nets: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (2, 12, 12, 3), dtype=np.uint8)
 
