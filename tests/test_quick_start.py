@@ -175,6 +175,7 @@ def test_it_is_for_programs_without_pytorch_on_the_cpu(monkeypatch: pytest.Monke
     assert not is_possible(options, devices.Device("cuda:0", ""))
     assert not is_possible(replace(options, engine="torch-eager"), cpu)
     assert not is_possible(replace(options, weights="random"), cpu)
+    assert not is_possible(replace(options, backbone="nets:make"), cpu)  # its code may change
 
 
 def test_where_there_may_be_a_gpu_pytorch_is_asked(
