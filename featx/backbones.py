@@ -174,6 +174,46 @@ def load_backbone(
     return _load_file(name, path, sha256, entry, seed, overrides)
 
 
+def bare_network(name: str, *, crop: int, for_weights: bool) -> nn.Module:
+    """The network of a name without values, on PyTorch's device ``meta``: layers and shapes.
+
+    Nothing is read, downloaded or imported for it.
+
+    Parameters
+    ----------
+    name
+        As of `load_backbone`.
+    crop
+        Side of its images, which decides the form of a vision transformer.
+    for_weights
+        Whether it was built for weights of a file, or for random ones.
+
+    Raises
+    ------
+    InputError
+        Unknown name.
+    MissingExtraError
+        A timm model without timm.
+
+    Examples
+    --------
+    >>> bare_network("resnet18", crop=224, for_weights=True).fc.weight.device
+    device(type='meta')
+    """
+    if name.startswith("timm:"):
+        with seeded(0):
+            network = timm_backbones.build(name.removeprefix("timm:"), pretrained=False).to("meta")
+    else:
+        architectures.check_name(name)
+        entries = architectures.published(name)
+        entry = next((entry for entry in entries if entry.min_size == crop), entries[0])
+        with torch.device("meta"):
+            network = architectures.build(name, entry=entry, for_weights=for_weights)
+        architectures.drop_auxiliary(name, network)
+    freeze(network)
+    return network
+
+
 def _checked_overrides(transform: Mapping[str, Any] | None) -> dict[str, Any]:
     given = dict(transform or {})
     unknown = sorted(set(given) - set(_TRANSFORM_FIELDS))

@@ -51,12 +51,19 @@ class CutGraph:
         *,
         shapes_required: bool = True,
         count: bool = False,
+        modes_as_they_are: bool = False,
     ) -> None:
         if input_shape is not None:
             # At batch size 1 the batch axis could not be told from others of length one.
             input_shape = (max(input_shape[0], 2), *input_shape[1:])
         try:
-            self.module = trace(network, input_shape, shapes_required=shapes_required, count=count)
+            self.module = trace(
+                network,
+                input_shape,
+                shapes_required=shapes_required,
+                count=count,
+                modes_as_they_are=modes_as_they_are,
+            )
         except InputError:
             raise
         except TRACE_ERRORS as error:

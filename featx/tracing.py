@@ -1,7 +1,8 @@
 """A network as a graph: torchvision's node names, the shape of every value, what depends on what.
 
-The graph is that of evaluation mode. What is found out about a node is kept in `node.meta`, under
-the keys of `NodeFacts`.
+The graph is that of evaluation mode, unless another is asked for: what a layer's code decides by
+its mode (`functional.dropout(x, training=self.training)`) is fixed when it is traced. What is
+found out about a node is kept in `node.meta`, under the keys of `NodeFacts`.
 """
 
 from __future__ import annotations
@@ -95,6 +96,7 @@ def trace(
     *,
     shapes_required: bool = True,
     count: bool = False,
+    modes_as_they_are: bool = False,
 ) -> fx.GraphModule:
     """The graph of a network in evaluation mode; it shares the network's modules and parameters.
 
@@ -108,6 +110,8 @@ def trace(
         False: a network that does not take such an input is traced all the same, without shapes.
     count
         Count multiply-adds.
+    modes_as_they_are
+        Trace each layer in the mode it is in, training or evaluation.
 
     Returns
     -------
@@ -125,23 +129,26 @@ def trace(
     attributes = set(vars(network))
     tracer = _Tracer()
     try:
-        for module in modes:
-            module.training = False
+        if not modes_as_they_are:
+            for module in modes:
+                module.training = False
         graph = tracer.trace(network)
         traced = fx.GraphModule(network, graph)
+        traced.training = False
+        for module in modes:
+            module.training = False  # shapes are found without moving any statistics
+        try:
+            recorded = _recorded(traced, input_shape or (2, 3, *_input_size(network)), count)
+        except InputError:
+            if shapes_required:
+                raise
+            recorded = _Recorded(1, {}, {})
     finally:
         for module, mode in modes.items():
             module.training = mode
         # fx stores tensors made on the way as `_tensor_constant0` on the network it traces.
         for attribute in set(vars(network)) - attributes:
             delattr(network, attribute)
-    traced.training = False
-    try:
-        recorded = _recorded(traced, input_shape or (2, 3, *_input_size(network)), count)
-    except InputError:
-        if shapes_required:
-            raise
-        recorded = _Recorded(1, {}, {})
     _record_facts(graph, dict(tracer.node_to_qualname), recorded)
     return traced
 

@@ -98,3 +98,18 @@ def test_the_graph_is_that_of_evaluation_mode_whatever_mode_the_network_is_in():
     x = torch.ones(2, 3, 4, 4)
     assert torch.equal(trace(network, (2, 3, 4, 4))(x), x + 1)
     assert network.training
+
+
+def test_the_graph_may_be_that_of_the_modes_the_layers_are_in():
+    class Drops(nn.Module):
+        def forward(self, x):
+            return F.dropout(x, 0.5, training=self.training)
+
+    network = nn.Sequential(Drops(), nn.BatchNorm2d(3), Drops()).train()
+    network[2].eval()
+    before = {key: value.clone() for key, value in network.state_dict().items()}
+    graph = trace(network, (2, 3, 4, 4), modes_as_they_are=True).graph
+    dropping = [n.kwargs["training"] for n in graph.nodes if n.op == "call_function"]
+    assert dropping == [True, False]
+    assert [module.training for module in network] == [True, True, False]
+    assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())

@@ -7,6 +7,7 @@ from featx.heads.linear import LR_GRID, LinearHead
 from featx.heads.logistic import C_GRID, DINOV2_C_GRID, LogisticHead
 from featx.heads.mlp import MLPHead
 from featx.heads.ridge import ALPHA_GRID, RidgeHead
+from featx.heads.tail import TailHead
 
 __all__ = [
     "ALPHA_GRID",
@@ -22,6 +23,7 @@ __all__ = [
     "LogisticHead",
     "MLPHead",
     "RidgeHead",
+    "TailHead",
     "load_head",
     "save_head",
 ]

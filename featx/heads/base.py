@@ -305,9 +305,10 @@ def is_number(value: Any) -> bool:
 
 
 def check_common(head: Any) -> None:
-    """The parameters that all heads have."""
+    """The parameters that all heads have, and whether they standardise."""
     require("device", head.device, lambda v: isinstance(v, str), "a device's name")
-    require("standardise", head.standardise, lambda v: isinstance(v, bool), "True or False")
+    if hasattr(head, "standardise"):
+        require("standardise", head.standardise, lambda v: isinstance(v, bool), "True or False")
     require(
         "random_state",
         head.random_state,

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,8 +20,7 @@ import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as to_bytes
 
-from featx.cache import Disk
-from featx.errors import DiskError, HeadError, InputError
+from featx.errors import HeadError, InputError
 from featx.heads.base import Head
 from featx.heads.contents import (
     DTYPES,
@@ -38,6 +36,7 @@ from featx.heads.contents import (
     one_line,
     to_json,
 )
+from featx.heads.writing import write_whole
 
 __all__ = ["FORMAT", "HEADS", "SPLIT_PARTS", "HeadFile", "load_head", "save_head"]
 
@@ -114,7 +113,7 @@ def save_head(
         build(path, header, tensors)
     except HeadError as why:
         raise InputError(f"this head cannot be saved: {why}") from why
-    _write(path, to_bytes(tensors, {"featx": text}))
+    write_whole(path, to_bytes(tensors, {"featx": text}))
     return path
 
 
@@ -151,23 +150,3 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, npt.NDArray[Any]]]:
                 raise HeadError(f"tensor {name!r} has the unknown type {dtype}")
             tensors[name] = file.get_tensor(name)
     return header, tensors
-
-
-def _write(path: Path, data: bytes) -> None:
-    """Write beside, sync, rename."""
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as why:
-        raise DiskError(f"the head file {path} cannot be written: {why.strerror or why}") from why
-    try:
-        with temporary.open("xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-        Disk().sync_folder(path.parent)  # the rename itself must survive a power cut
-    except OSError as why:
-        raise DiskError(f"the head file {path} cannot be written: {why.strerror or why}") from why
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from featx.errors import InputError
 from featx.heads.base import Head
 from featx.heads.contents import HEADS
-from featx.heads.network import NetworkHead
+from featx.heads.epochs import EpochsHead
 from featx.heads.row_view import RowView
 
 
@@ -66,7 +66,7 @@ def fit_on(
         keywords["groups"] = groups[rows]
     if val_rows is not None and not len(val_rows):
         val_rows = None
-    if isinstance(estimator, NetworkHead):  # reads the rows of the memory map as it needs them
+    if isinstance(estimator, EpochsHead):  # reads the rows of the memory map as it needs them
         return estimator.fit(X, y, rows=rows, val_rows=val_rows, **keywords)
     if val_rows is not None:
         keywords |= {"X_val": RowView(X, val_rows), "y_val": y[val_rows]}

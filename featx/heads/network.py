@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import warnings
 from abc import abstractmethod
 from collections.abc import Mapping
 from itertools import pairwise
-from typing import Any, ClassVar, Self
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -17,47 +16,22 @@ from featx.devices import check_precision, resolve_device
 from featx.errors import InputError
 from featx.heads.base import (
     ROW_TYPES,
-    Choice,
     FloatArray,
-    Head,
     IntArray,
     TrainingRows,
-    check_common,
     fitting_threads,
-    is_number,
-    is_whole,
-    require,
 )
+from featx.heads.epochs import EpochsHead
 from featx.heads.rows import Rows
 from featx.heads.training import Recipe, Trained, matmul_precision, train
-from featx.splits import cross_validation_folds
 
 
-class NetworkHead(Head):
+class NetworkHead(EpochsHead):
     """A head that is a small network; LinearHead and MLPHead say how it is built and trained."""
 
-    FACTS: ClassVar[Mapping[str, str]] = {
-        "best_epoch_": "count",
-        "n_set_aside_": "count",
-        "history_": "rows",
-        "device_": "text",
-    }
-
-    best_epoch_: int
-    n_set_aside_: int  # training rows that chose the epoch instead of being trained on
-    history_: list[dict[str, Any]]
     coefs_: list[npt.NDArray[np.float32]]
     intercepts_: list[npt.NDArray[np.float32]]
-    # Parameters that both heads have.
-    batch_size: int
-    device: str
-    epochs: int
-    patience: int | None
-    precision: str | None
-    random_state: int
     standardise: bool
-    validation_fraction: float
-    weight_decay: float
 
     def fit(
         self,
@@ -119,24 +93,6 @@ class NetworkHead(Head):
         self._record(trained)
         return self
 
-    def choice(self, n_val: int = 0) -> Choice:
-        """The epoch: of `n_val` validation rows, of rows set aside, or the last."""
-        if n_val:
-            on = f"{n_val:,} val images"
-        elif self.n_set_aside_:
-            on = f"{self.n_set_aside_:,} of the training images, set aside"
-        else:
-            on = "nothing: the last epoch is kept"
-        accuracy = self.history_[self.best_epoch_ - 1]["val_accuracy"]
-        name, params = self._candidate()
-        alone = {"epochs": self.best_epoch_, "patience": None, "validation_fraction": 0.0}
-        params = alone | params
-        return Choice(f"{name}epoch {self.best_epoch_}", on, accuracy, params)
-
-    @abstractmethod
-    def _candidate(self) -> tuple[str, dict[str, Any]]:
-        """Which network was kept: in words (empty where there was but one), and as parameters."""
-
     def _validate_rows(
         self, X: Any, y: Any, rows: Any, val_rows: Any
     ) -> tuple[TrainingRows, IntArray, IntArray | None]:
@@ -153,33 +109,6 @@ class NetworkHead(Head):
             labels[val_rows] = np.searchsorted(self.classes_, y[val_rows])
         return TrainingRows(X, labels, None, None), rows, val_rows
 
-    def _set_aside(self, y: IntArray, groups: Any, n_networks: int) -> tuple[IntArray, IntArray]:
-        """Places of labels to train on, and of those to choose the epoch on."""
-        everything = np.arange(len(y))
-        if not self.validation_fraction:
-            if n_networks == 1:
-                return everything, everything[:0]
-            raise InputError(
-                f"validation_fraction is 0, so nothing can choose among {n_networks} networks: "
-                "give X_val and y_val, or train one"
-            )
-        n_folds = max(2, round(1 / self.validation_fraction))
-        try:
-            return cross_validation_folds(
-                y, n_folds=n_folds, groups=groups, seed=self.random_state
-            )[0]
-        except InputError as why:
-            if n_networks > 1:
-                raise InputError(
-                    f"no rows could be set aside to choose among {n_networks} networks ({why}): "
-                    "give X_val and y_val, or train one"
-                ) from why
-            warnings.warn(
-                f"no rows could be set aside to choose the epoch ({why}); the last one is kept",
-                stacklevel=3,
-            )
-            return everything, everything[:0]
-
     def _hidden_sizes(self) -> tuple[int, ...]:
         return ()
 
@@ -190,30 +119,6 @@ class NetworkHead(Head):
     @abstractmethod
     def _record(self, trained: Trained) -> None:
         """Keep as attributes what all networks came to."""
-
-    def _check_training_params(self) -> None:
-        check_common(self)
-        for name in ("epochs", "batch_size"):
-            require(name, getattr(self, name), lambda v: is_whole(v, 1), "a whole number above 0")
-        require("weight_decay", self.weight_decay, lambda v: is_number(v) and v >= 0, "0 or more")
-        require(
-            "patience",
-            self.patience,
-            lambda v: v is None or is_whole(v, 1),
-            "a whole number of epochs above 0, or None",
-        )
-        require(
-            "validation_fraction",
-            self.validation_fraction,
-            lambda v: is_number(v) and 0 <= v <= 0.5,
-            "a fraction from 0 to 0.5",
-        )
-        require(
-            "precision",
-            self.precision,
-            lambda v: v is None or v in ("fp32", "tf32", "bf16", "fp16"),
-            "fp32, tf32, bf16, fp16 or None",
-        )
 
     def _logits(self, Z: FloatArray) -> FloatArray:
         for i, (W, b) in enumerate(zip(self.coefs_, self.intercepts_, strict=True)):

@@ -125,10 +125,12 @@ def _train_side_by_side(
         measured += unknown if val is None else _evaluate(stack, val)
         finite = stack.finite().tolist()
         for i, candidate in enumerate(running):
-            _note(candidate, epoch, *(column[i] for column in measured), finite=finite[i])
+            note(candidate, epoch, *(column[i] for column in measured), finite=finite[i])
             if candidate.best_epoch == epoch:
                 candidate.weights, candidate.biases = stack.network(i)
-        going_on = [i for i, candidate in enumerate(running) if not _is_over(candidate, recipe)]
+        going_on = [
+            i for i, candidate in enumerate(running) if not is_over(candidate, recipe.patience)
+        ]
         if not going_on:
             break
         if len(going_on) < len(running):
@@ -164,14 +166,15 @@ def _train_epoch(
     return [_mean(losses, n), _mean(right, n)]
 
 
-def _is_over(candidate: Candidate, recipe: Recipe) -> bool:
+def is_over(candidate: Candidate, patience: int | None) -> bool:
+    """Whether it diverged, or has waited too long for a better epoch."""
     if candidate.diverged:
         return True
     waited = len(candidate.history) - candidate.best_epoch
-    return recipe.patience is not None and waited >= recipe.patience
+    return patience is not None and waited >= patience
 
 
-def _note(
+def note(
     candidate: Candidate,
     epoch: int,
     train_loss: float,
