@@ -42,7 +42,8 @@ def extract(
     out : the cache file, instead of the default name.
     data_root : the folder that data sets by name lie in, or are downloaded to.
     **options : fields of `ExtractOptions` (backbone, weights, cut, pool, decode, device, …) and of
-        `ExtractRules` (fresh, prune, retry_failed, rehash, mix_plans, max_failed, on_error).
+        `ExtractRules` (fresh, prune, retry_failed, rehash, mix_plans, max_failed, on_error,
+        max_size).
 
     Raises
     ------

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from featx.cache import CacheWriter, Decision, cache_lock, split_counts
+from featx.cache import CacheWriter, Decision, cache_lock, size_of, split_counts
 from featx.devices import Device
 from featx.engines.base import how
 from featx.engines.choice import Running
@@ -24,6 +24,7 @@ from featx.images import ImageTable
 from featx.memory import peak_memory_bytes
 from featx.pipeline import MAX_SAMPLES, Pipeline, build_pipeline, run_together
 from featx.plans import check_plan, make_plan, plans_by_row, recorded_plans
+from featx.room import check_room, size_in_bytes
 from featx.specs import ExtractOptions, ExtractRules, make_spec
 from featx.target import Job, Look, check_source, recorded_plan, rows_of
 
@@ -110,6 +111,14 @@ class Filling:
         source = self._decision.source
         self.extraction = Extraction(feature_set(source), self._decision, source.run, 0)
         return True
+
+    @property
+    def new_bytes(self) -> int:
+        """What the file that is to be made will take; 0 where an unfinished one goes on."""
+        if self._decision.action == "resume":
+            return 0
+        shape = self.pipeline.engine.feature_shape
+        return size_of(rows_of(self._job.table), shape, self._spec["dtype"])
 
     def begin(self) -> None:
         """Make or open the file that the rows go into. The cache is locked, and not whole."""
@@ -202,18 +211,20 @@ def fill_caches(
         if target in targets[:i]:
             raise InputError(f"two of what is asked for would go into {target}; ask for one")
     with ExitStack() as stack:
-        begun = []
+        waiting = []
         for filling in fillings:
             if filling.is_whole():
                 continue
             stack.enter_context(cache_lock(filling.target))
-            if filling.is_whole():  # again, now that no other run can change what is there
-                continue
+            if not filling.is_whole():  # again, now that no other run can change what is there
+                waiting.append(filling)
+        if new := [(filling.target, size) for filling in waiting if (size := filling.new_bytes)]:
+            listener.tell(check_room(new, size_in_bytes(rules.max_size)))
+        for filling in waiting:
             filling.begin()
             stack.callback(filling.close)
-            begun.append(filling)
-        if begun:
-            _compute(begun, asked[0][0].table, listener)
+        if waiting:
+            _compute(waiting, asked[0][0].table, listener)
     found = [filling.extraction for filling in fillings]
     assert all(found), "what is not whole has raised"
     return tuple(extraction for extraction in found if extraction)

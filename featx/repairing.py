@@ -93,6 +93,7 @@ def repair(
         max_failed=1.0,  # what failed before is no reason not to mend the others
         retry_failed=not found.digest_matches,
         rehash=bool(bad & {"run", "sha256"}),
+        max_size="none",  # as large as the cache that is there
     )
     target = Path(cache)
     job = Job(

@@ -13,6 +13,7 @@ from featx.datasets.packed import find
 from featx.errors import InputError
 from featx.identity import INPUT, BackboneIdentity, FrontIdentity
 from featx.images import ImageTable
+from featx.room import size_in_bytes
 
 _SPLIT_FOLDERS: Final = ("train", "val", "valid", "validation", "test", "images")
 _MAGIC: Final = frozenset("*?[")
@@ -111,6 +112,8 @@ class ExtractRules:
     mix_plans : add rows even where machine, device or versions differ from those of the cache.
     max_failed : share of the images, 0 to 1, that may fail before the run counts as failed.
     on_error : ``record`` an image that cannot be used and go on, or ``stop`` at the first.
+    max_size : what new caches may take, such as ``50GB``; ``none`` also where the disk has not
+        that much room.
     """
 
     fresh: bool = False
@@ -120,8 +123,10 @@ class ExtractRules:
     mix_plans: bool = False
     max_failed: float = 0.1
     on_error: str = "record"
+    max_size: str = "100GB"
 
     def __post_init__(self) -> None:
+        size_in_bytes(self.max_size)
         if self.on_error not in ("record", "stop"):
             raise InputError(f"on_error must be record or stop, got {self.on_error!r}")
         if not 0 <= self.max_failed <= 1:

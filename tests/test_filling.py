@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,7 +16,7 @@ from synthetic import TINY
 
 import featx
 from featx.cache import cache_lock, open_cache, partial_path
-from featx.errors import ImageError, InputError, LockedError, StoppedError
+from featx.errors import DiskError, ImageError, InputError, LockedError, StoppedError
 from featx.extraction import Listener, combinations, extract_many, run_extractions
 from featx.filling import make_report
 from featx.forward import StageTimes
@@ -147,6 +149,31 @@ def test_a_cache_that_resumes_under_other_threads_waits_its_turn(
     assert first.features.X.tobytes() == whole[0].features.X.tobytes()
     plans = [open_cache(done.features.path).plan["threads"] for done in (first, second)]
     assert plans == [2, 1]
+
+
+def test_the_size_is_told_and_too_large_caches_are_refused_before_any_image(
+    colour_folder: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, told = colour_folder(), list[str]()
+    stop = Listener(tell=told.append, stop=lambda: True)
+    with pytest.raises(StoppedError):
+        run_extractions(root, [options()], cache_dir=tmp_path, listener=stop)
+    (partial,) = tmp_path.glob("*.partial")
+    (size,) = [line.split()[3] for line in told if line.startswith("the cache takes")]
+    assert abs(partial.stat().st_size - 1000 * float(size)) < 16_384
+
+    monkeypatch.setattr("featx.filling.run_together", None)  # no image is read
+    other = [options(), options(pool="none")]
+    with pytest.raises(InputError, match=r"the cache takes .* kB, and --max-size allows 100\.0 kB"):
+        run_extractions(root, other, cache_dir=tmp_path, max_size="100kB")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
+    with pytest.raises(DiskError, match=rf"and {tmp_path} has 1\.0 kB free"):
+        run_extractions(root, other, cache_dir=tmp_path)
+    assert [*tmp_path.glob("b*.h5*")] == [partial]
+    # none tries it all the same, and nobody asks about a cache that is only to be gone on with
+    for asked, max_size in ((other[1], "none"), (other[0], "1kB")):
+        with pytest.raises(TypeError, match="not callable"):
+            run_extractions(root, [asked], cache_dir=tmp_path, max_size=max_size)
 
 
 def test_a_cache_that_another_run_holds_keeps_all_from_beginning(

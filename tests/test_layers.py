@@ -35,6 +35,7 @@ SHELVES: tuple[frozenset[str], ...] = tuple(
                 "own_network",
                 "memory",
                 "resampling",
+                "room",
                 "versions",
                 "temperature",
                 "duplicates",

@@ -9,7 +9,7 @@ import h5py
 import numpy as np
 from small_caches import create
 
-from featx.cache import open_cache, partial_path
+from featx.cache import CacheWriter, Rows, open_cache, partial_path, size_of
 from featx.cache.layout import ALIGNMENT, columns
 from featx.cache.skeleton import _allocate_dataset, _fixed_attribute, _SparseFile, build_skeleton
 
@@ -42,6 +42,23 @@ def test_a_cache_of_400_gigabytes_is_laid_out_in_a_few_kilobytes() -> None:
     assert made.size_bytes > 400e9
     assert sum(len(data) for _, data in made.metadata) < 16_384
     assert made.offsets["features"] % ALIGNMENT == 0
+
+
+def test_the_size_of_a_cache_is_known_before_it_is_laid_out(tmp_path: Path) -> None:
+    names = ("a", "grue cendrée")
+    for n, shape, dtype in ((3, (7,), "float32"), (4096, (4, 5, 5), "float16")):
+        number = np.arange(n)
+        rows = Rows(
+            [b"%d.jpg" % i for i in range(n)], number % 2, np.zeros(n, np.uint8),
+            *(number - 1,) * 3, names,
+        )  # fmt: skip
+        path = tmp_path / f"{n}.h5"
+        writer = CacheWriter.create(
+            path, rows, root="/", spec={}, plan={}, feature_shape=shape, dtype=dtype
+        )
+        writer.close()
+        own = partial_path(path).stat().st_size - size_of(rows, shape, dtype)
+        assert 0 <= own < 32_768
 
 
 def test_nothing_but_its_file_appears_beside_a_cache(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from featx.cache.layout import (
 from featx.cache.lock import cache_lock
 from featx.cache.reader import PARTIAL_SUFFIX, CacheFile, open_cache
 from featx.cache.seal import is_intact, seal_of
-from featx.cache.skeleton import Rows
+from featx.cache.skeleton import Rows, size_of
 from featx.cache.verify import Verification, check, open_to_check, verify
 from featx.cache.writer import CacheWriter, partial_path
 
@@ -41,6 +41,7 @@ __all__ = [
     "open_to_check",
     "partial_path",
     "seal_of",
+    "size_of",
     "split_counts",
     "verify",
 ]

@@ -13,7 +13,7 @@ import h5py
 import numpy as np
 
 from featx.cache.files import Disk
-from featx.cache.layout import ALIGNMENT, Column
+from featx.cache.layout import ALIGNMENT, Column, columns
 
 
 @dataclass(frozen=True)
@@ -131,6 +131,19 @@ def build_skeleton(layout: Mapping[str, Column], attributes: Mapping[str, str]) 
             _fixed_attribute(file, name, text)
         offsets = {name: _allocate_dataset(file, name, column) for name, column in layout.items()}
     return Skeleton(offsets, sparse.pieces, sparse.size_bytes)
+
+
+def size_of(rows: Rows, feature_shape: tuple[int, ...], dtype: str) -> int:
+    """Bytes of a cache of these rows, but for the few kB of its attributes."""
+    layout = columns(
+        len(rows),
+        feature_shape,
+        dtype,
+        max(map(len, rows.paths), default=0),
+        len(rows.classes),
+        max((len(name.encode("utf-8", "surrogateescape")) for name in rows.classes), default=0),
+    )
+    return build_skeleton(layout, {}).size_bytes
 
 
 def _fixed_attribute(file: h5py.File, name: str, text: str) -> None:

@@ -147,6 +147,12 @@ def extract(
     on_error: Annotated[
         str, typer.Option(help="record a bad image and go on, or stop at the first.")
     ] = "record",
+    max_size: Annotated[
+        str,
+        typer.Option(
+            help="What new caches may take, such as 50GB; none to try whatever the disk has free."
+        ),
+    ] = "100GB",
     mix_plans: MixPlans = False,
     seed: Seed = 0,
     json_output: Json = False,
@@ -203,6 +209,7 @@ def extract(
             mix_plans=mix_plans,
             max_failed=max_failed,
             on_error=on_error,
+            max_size=max_size,
         )
     failed = max((extraction.features.failed for extraction in done), key=len)
     tell_failures(failed)
