@@ -11,10 +11,12 @@ from typing import Any, Final
 import numpy as np
 
 from featx.comparison import Difference, compare_accuracies
+from featx.duplicates import merged_groups
 from featx.errors import CacheError, FeatxError, HeadError, InputError
 from featx.evaluation import Evaluation, evaluate
 from featx.featureset import load_intact
 from featx.fitting import Fit, fit_head
+from featx.grouping import drawn_by
 from featx.heads.cached import is_final, load_recorded
 from featx.heads.file import HEADS, HeadFile
 from featx.images import display_names
@@ -78,6 +80,8 @@ class Comparison:
     n : images that every head was tested on and none was trained or chosen on.
     baseline_name, baseline : the class that is commonest in training, and its accuracy.
     paths : (n) of the images.
+    groups : (n,) int64, images that intervals and p-values take together because the split of one
+        of the heads did; -1 where one is alone.
     """
 
     entries: tuple[Entry, ...]
@@ -86,11 +90,13 @@ class Comparison:
     baseline_name: str
     baseline: float
     paths: tuple[str, ...]
+    groups: np.ndarray
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready, without the images."""
         return {
             "n": self.n,
+            "intervals_draw": drawn_by(self.groups),
             "baseline": {"class_name": self.baseline_name, "accuracy": self.baseline},
             "heads": [entry.to_dict() for entry in self.entries],
             "pairs": [pair.to_dict() for pair in self.pairs],
@@ -282,11 +288,14 @@ def _compared(tested: Sequence[_Tested], bootstrap: int, seed: int) -> Compariso
             f"{names} have no test image in common that none of them was trained on: fit them on "
             "the same split of the same folder (the same --seed)"
         )
+    groups = merged_groups(
+        *(one.evaluation.groups[[one.rows[sha256] for sha256 in common]] for one in tested)
+    )
     short = _short_names([one.file.path for one in tested])
     entries, right = [], []
     for name, one in zip(short, tested, strict=True):
         rows = np.array([one.rows[sha256] for sha256 in common])
-        entries.append(_entry(name, one, rows, bootstrap, seed))
+        entries.append(_entry(name, one, rows, groups, bootstrap, seed))
         predicted = one.evaluation.probabilities[rows].argmax(axis=1)
         right.append(predicted == one.evaluation.y_true[rows])
     _check_labels(tested, common)
@@ -297,6 +306,7 @@ def _compared(tested: Sequence[_Tested], bootstrap: int, seed: int) -> Compariso
         pairs = compare_accuracies(
             np.stack([right[i] for i in order]),
             [entry.name for entry in entries],
+            groups=groups,
             bootstrap=bootstrap,
             seed=seed,
         )
@@ -309,6 +319,7 @@ def _compared(tested: Sequence[_Tested], bootstrap: int, seed: int) -> Compariso
         baseline.class_name,
         baseline.accuracy.value,
         tuple(first.evaluation.paths[first.rows[sha256]] for sha256 in common),
+        groups,
     )
 
 
@@ -316,13 +327,16 @@ def _rank(report: Report) -> tuple[float, float]:
     return -report.accuracy.value, report.log_loss.value
 
 
-def _entry(name: str, one: _Tested, rows: np.ndarray, bootstrap: int, seed: int) -> Entry:
+def _entry(
+    name: str, one: _Tested, rows: np.ndarray, groups: np.ndarray, bootstrap: int, seed: int
+) -> Entry:
     evaluation, metadata = one.evaluation, one.file.metadata
     report = score(
         evaluation.y_true[rows],
         evaluation.probabilities[rows],
         classes=evaluation.report.classes,
         train_counts=metadata["split"]["train_counts"],
+        groups=groups,
         bootstrap=bootstrap,
         seed=seed,
     )

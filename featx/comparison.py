@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from featx.errors import InputError
 from featx.metrics import Estimate
+from featx.metrics.bootstrap import draw_times, units
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -26,9 +27,10 @@ class Difference:
     ----------
     first, second : their names.
     accuracy : the first's accuracy minus the second's, with a 95 % interval of the paired
-        bootstrap: the same images are drawn for both.
+        bootstrap: the same images (or whole groups) are drawn for both; none of a single group.
     only_first, only_second : images that only one of them got right.
-    p : of McNemar's exact test that both are equally often the only one who is right.
+    p : of McNemar's exact test that both are equally often the only one who is right; where there
+        are groups of `exchanged`.
     p_adjusted : `p` by Holm's correction for all pairs that were compared.
     """
 
@@ -46,7 +48,12 @@ class Difference:
 
 
 def compare_accuracies(
-    right: npt.ArrayLike, names: Sequence[str], *, bootstrap: int = 1000, seed: int = 0
+    right: npt.ArrayLike,
+    names: Sequence[str],
+    *,
+    groups: npt.ArrayLike | None = None,
+    bootstrap: int = 1000,
+    seed: int = 0,
 ) -> tuple[Difference, ...]:
     """Every pair of classifiers, in the order of `names`.
 
@@ -55,13 +62,14 @@ def compare_accuracies(
     whether images that only one of the two got right fall to either alike. With many pairs some
     p-value is small by chance: `p_adjusted` keeps the chance of even one false alarm among all of
     them at the level it is compared with (Holm 1979, A simple sequentially rejective multiple test
-    procedure).
+    procedure). Where images belong together, both draw and exchange whole groups.
 
     Parameters
     ----------
     right : (m, n) bool
         Whether each of m classifiers is right about each of n images.
     names : m str
+    groups : (n,) int, -1 where an image is alone; None where all are.
     bootstrap : draws for the intervals; 0 for none.
     seed : of the draws.
 
@@ -90,13 +98,15 @@ def compare_accuracies(
         )
     if bootstrap < 0:
         raise InputError(f"bootstrap must be 0 or more draws, got {bootstrap}")
-    drawn = _drawn_accuracies(answers, bootstrap, seed)  # (bootstrap, m)
+    unit = units(None if groups is None else np.asarray(groups), answers.shape[1])
+    n_draws = 0 if groups is not None and not unit.any() else bootstrap
+    drawn = _drawn_accuracies(answers, n_draws, seed, unit)  # (draws, m)
     pairs = list(combinations(range(len(answers)), 2))
     only = [
         (int((answers[a] & ~answers[b]).sum()), int((answers[b] & ~answers[a]).sum()))
         for a, b in pairs
     ]
-    p = np.array([mcnemar(*counts) for counts in only])
+    p = np.array([exchanged(answers[a], answers[b], unit) for a, b in pairs])
     return tuple(
         Difference(
             names[a],
@@ -108,6 +118,38 @@ def compare_accuracies(
         )
         for (a, b), counts, p_pair, adjusted in zip(pairs, only, p, holm(p), strict=True)
     )
+
+
+def exchanged(first: npt.ArrayLike, second: npt.ArrayLike, unit: npt.ArrayLike) -> float:
+    """The two-sided p-value of McNemar's exact test, of units instead of images.
+
+    If two classifiers are equally good, their answers may as well be exchanged, in each unit by
+    itself. This is the exact share of all exchanges with a difference as large as the one found;
+    of single images it is McNemar's.
+
+    Parameters
+    ----------
+    first, second : (n,) bool, whether each of the two is right.
+    unit : (n,) int, of 0 and above; images of one unit are exchanged together.
+
+    Examples
+    --------
+    >>> first, second = np.arange(9) > 0, np.arange(9) == 0  # 8 only the first, 1 only the second
+    >>> exchanged(first, second, np.arange(9)), exchanged(first, second, np.arange(9) // 3)
+    (0.0390625, 0.25)
+    """
+    more = np.asarray(first, np.int64) - np.asarray(second, np.int64)
+    gaps = np.abs(np.bincount(unit, weights=more)).astype(np.int64)
+    found = abs(int(more.sum()))
+    if len(gaps) and gaps.max(initial=0) <= 1:
+        return mcnemar((int(gaps.sum()) + found) // 2, (int(gaps.sum()) - found) // 2)
+    total = int(gaps.sum())
+    share = np.zeros(2 * total + 1)  # of the exchanges whose difference is so much, from -total on
+    share[total] = 1.0
+    for gap in gaps[gaps > 0].tolist():
+        share = (np.roll(share, gap) + np.roll(share, -gap)) / 2  # nothing reaches the ends before
+    difference = np.abs(np.arange(-total, total + 1))
+    return min(1.0, float(share[difference >= found].sum()))
 
 
 def mcnemar(only_first: int, only_second: int) -> float:
@@ -140,17 +182,19 @@ def holm(p: npt.ArrayLike) -> FloatArray:
     return adjusted
 
 
-def _drawn_accuracies(right: npt.NDArray[np.bool_], n_draws: int, seed: int) -> FloatArray:
-    """Accuracies (n_draws, m) on images drawn with replacement, the same for all in a draw."""
+def _drawn_accuracies(
+    right: npt.NDArray[np.bool_], n_draws: int, seed: int, unit: npt.NDArray[np.int64]
+) -> FloatArray:
+    """Accuracies (n_draws, m) on units drawn with replacement, the same for all in a draw."""
     m, n = right.shape
     rng = np.random.default_rng(seed)
-    by_image = np.ascontiguousarray(right.T)  # (n, m)
+    by_image = right.T.astype(np.float64)  # (n, m)
     drawn = np.empty((n_draws, m))
-    step = max(1, _BLOCK // (n * m))
+    step = max(1, _BLOCK // (8 * n))
     for start in range(0, n_draws, step):
         part = slice(start, min(start + step, n_draws))
-        images = rng.integers(0, n, size=(part.stop - part.start, n))
-        drawn[part] = by_image[images].mean(axis=1)
+        times = draw_times(rng, part.stop - part.start, unit)
+        drawn[part] = times @ by_image / times.sum(axis=1, keepdims=True)
     return drawn
 
 

@@ -14,6 +14,7 @@ import numpy as np
 from featx.duplicates import DEFAULT_THRESHOLD, check_threshold
 from featx.errors import CacheError, HeadError, InputError
 from featx.featureset import FeatureSet, load_intact
+from featx.grouping import drawn_by, kept_together
 from featx.heads.cached import (
     check_fits,
     classes_known,
@@ -32,7 +33,6 @@ from featx.temperature import at_temperature
 from featx.workspace import cache_of_head
 
 On = Literal["held-out", "all"]
-_OF_GROUPS: Final = "single images, not groups: too narrow where images of a group are alike"
 _TRAINED: Final = ("train", "val")  # parts of a head's split that it was trained or chosen on
 
 
@@ -58,6 +58,7 @@ class Evaluation:
     unknown : class name -> images whose class the head does not know; left out.
     failed : images of the cache without features.
     paths, sha256 : (n), (n, 32) uint8, of the tested images.
+    groups : (n,) int64, images that the intervals draw together; -1 where one is drawn alone.
     y_true : (n,) int64, index into `report.classes`.
     probabilities : (n, k) float64, those that `report` is of.
     files : (n) where the tested images lay.
@@ -77,6 +78,7 @@ class Evaluation:
     failed: int
     paths: tuple[str, ...]
     sha256: np.ndarray
+    groups: np.ndarray
     y_true: np.ndarray
     probabilities: np.ndarray
     files: tuple[Path, ...]
@@ -133,9 +135,8 @@ def evaluate(
         how the head does on new images, and `tested_on` says so.
     duplicate_threshold : the least similarity of near duplicates, see `featx.duplicates`; by
         default the one the head was fitted with.
-    bootstrap : draws for the intervals; 0 for none. Single images are drawn, also where the head's
-        split kept groups whole: the intervals are then too narrow where images of a group are
-        alike.
+    bootstrap : draws for the intervals; 0 for none. Where the head's split kept groups whole, whole
+        groups are drawn.
     seed : of these draws.
 
     Raises
@@ -179,6 +180,7 @@ def evaluate(
             f"{int((features.y < 0).sum())} are unlabelled; "
             "test on another cache"
         )
+    features = _with_groups_of(file, features)
     tested = features.take(rows)
     plain = probabilities(file, tested.X, calibrated=False)
     temperature = temperature_of(file)
@@ -189,6 +191,7 @@ def evaluate(
         "bootstrap": bootstrap,
         "seed": seed,
     }
+    groups = tested.groups
     leaks = None
     if not include_trained:
         threshold = duplicate_threshold
@@ -196,13 +199,13 @@ def evaluate(
             threshold = _recorded_threshold(file)
         leaks, leaked = _leaks(file, features, left_out, rows, own=own, threshold=threshold)
         if leaks.near and not leaked.all():
-            without = score(y_true[~leaked], predicted[~leaked], **told)
+            without = score(y_true[~leaked], predicted[~leaked], groups=groups[~leaked], **told)
             leaks = replace(leaks, accuracy_without=without.accuracy)
     return Evaluation(
-        report=score(y_true, predicted, **told),
-        uncalibrated=None if temperature is None else score(y_true, plain, **told),
+        report=score(y_true, predicted, groups=groups, **told),
+        uncalibrated=(None if temperature is None else score(y_true, plain, groups=groups, **told)),
         calibration=file.metadata.get("calibration"),
-        protocol=_protocol(file, f"{len(rows):,} images ({tested_on})", fit_saw),
+        protocol=_protocol(file, f"{len(rows):,} images ({tested_on})", fit_saw, groups),
         head=file.path,
         cache=features.path,
         tested_on=tested_on,
@@ -213,13 +216,27 @@ def evaluate(
         failed=len(features.failed),
         paths=tuple(tested.paths),
         sha256=tested.sha256,
+        groups=groups,
         y_true=y_true,
         probabilities=predicted,
         files=tuple(tested.files),
     )
 
 
-def _protocol(file: HeadFile, tested_on: str, fit_saw: bool) -> dict[str, str]:
+def _with_groups_of(file: HeadFile, features: FeatureSet) -> FeatureSet:
+    """The set with the groups that the head's split kept whole, or else with the cache's own.
+
+    A rule may find nothing in another cache, or in its own where a table is gone.
+    """
+    settings = file.metadata.get("settings", {})
+    rule, threshold = (settings.get(name) for name in ("group", "group_duplicates"))
+    try:
+        return kept_together(features, rule, threshold)[0]
+    except InputError:
+        return kept_together(features, None, threshold)[0]
+
+
+def _protocol(file: HeadFile, tested_on: str, fit_saw: bool, groups: np.ndarray) -> dict[str, str]:
     """What every kind of decision was made on, in words; of a held-out set, that none was."""
     split = file.metadata["split"]
     calibration = file.metadata.get("calibration")
@@ -231,9 +248,7 @@ def _protocol(file: HeadFile, tested_on: str, fit_saw: bool) -> dict[str, str]:
         "test_images_used_for": (
             "training too: no measure of new images" if fit_saw else "these figures only"
         ),
-        "intervals_draw": (
-            "single images" if split.get("groups", "none") == "none" else _OF_GROUPS
-        ),
+        "intervals_draw": drawn_by(groups),
     }
 
 

@@ -19,6 +19,7 @@ from featx.grouping import group_images
 from featx.heads.base import Head
 from featx.heads.making import fit_on, make_head
 from featx.metrics import Estimate
+from featx.metrics.bootstrap import units
 from featx.splits import Split, leave_out_units, make_split
 from featx.workspace import newest_cache
 
@@ -118,7 +119,8 @@ def learning_curve(
     repeat the images of a point are among those of the next.
 
     The interval is a percentile bootstrap interval over both what was drawn to train on and what
-    was tested on: repeats and held-out images are drawn with replacement, 1,000 times.
+    was tested on: repeats and held-out images (whole groups, where there are) are drawn with
+    replacement, 1,000 times.
 
     Parameters
     ----------
@@ -177,7 +179,10 @@ def learning_curve(
         )
         if advance is not None:
             advance(done, len(jobs))
-    points = [_point(shot or None, np.stack(right), counts, seed) for shot, right in rights.items()]
+    unit = units(grouping.groups[split.held_out], len(y_test))
+    points = [
+        _point(shot or None, np.stack(right), counts, seed, unit) for shot, right in rights.items()
+    ]
     return LearningCurve(
         cache=features.path,
         head=head,
@@ -225,29 +230,42 @@ def _fix_unchosen(estimator: Head, labels: IntArray, groups: IntArray) -> None:
         estimator.set_params(**fixed)
 
 
-def _point(shots: int | None, right: npt.NDArray[np.bool_], counts: IntArray, seed: int) -> Point:
+def _point(
+    shots: int | None,
+    right: npt.NDArray[np.bool_],
+    counts: IntArray,
+    seed: int,
+    unit: IntArray,
+) -> Point:
     trained = counts if shots is None else np.minimum(counts, shots)
     return Point(
         shots=shots,
         n_train=int(trained.sum()),
         n_short=0 if shots is None else int(((counts < shots) & (counts > 0)).sum()),
-        accuracy=_estimate(right, seed),
+        accuracy=_estimate(right, seed, unit),
         accuracies=tuple(right.mean(axis=1).tolist()),
     )
 
 
-def _estimate(right: npt.NDArray[np.bool_], seed: int) -> Estimate:
-    """Mean of (repeats, n) answers; interval by drawing repeats and images with replacement."""
+def _estimate(right: npt.NDArray[np.bool_], seed: int, unit: IntArray) -> Estimate:
+    """Mean of (repeats, n) answers; interval by drawing repeats and units with replacement.
+
+    `unit` (n,) int64 is what each image is drawn with; of one alone nothing can be drawn.
+    """
     repeats, n = right.shape
+    n_units = int(unit.max()) + 1
+    if n_units == 1 < n:
+        return Estimate(float(right.mean()))
     rng = np.random.default_rng(seed)
     drawn = np.empty(_DRAWS)
     step = max(1, _BLOCK // n)
     for start in range(0, _DRAWS, step):
         part = slice(start, min(start + step, _DRAWS))
         b = part.stop - part.start
-        images = rng.multinomial(n, np.full(n, 1 / n), size=b)  # (b, n) how often each
+        units_drawn = rng.multinomial(n_units, np.full(n_units, 1 / n_units), size=b)
+        images = units_drawn[:, unit]  # (b, n) how often each
         times = rng.multinomial(repeats, np.full(repeats, 1 / repeats), size=b)  # (b, repeats)
-        drawn[part] = ((times @ right) * images).sum(axis=1) / (repeats * n)
+        drawn[part] = ((times @ right) * images).sum(axis=1) / (repeats * images.sum(axis=1))
     low, high = np.percentile(drawn, [2.5, 97.5])
     return Estimate(float(right.mean()), float(low), float(high))
 

@@ -105,8 +105,21 @@ def with_duplicates(words: str, threshold: float) -> str:
     return f"{words}; duplicates of similarity {threshold:g} or more"
 
 
+def drawn_by(groups: npt.NDArray[np.int64]) -> str:
+    """What a bootstrap draws of images with these groups (n,), in words."""
+    n_groups, n_alone = len(np.unique(groups[groups >= 0])), int((groups < 0).sum())
+    if not n_groups:
+        return "single images"
+    return f"whole groups ({_counted(n_groups, 'group')}, {_counted(n_alone, 'image')} alone)"
+
+
+def _counted(n: int, noun: str) -> str:
+    return f"{n:,} {noun}" + ("" if n == 1 else "s")
+
+
 def _words(n_groups: int, by: str, n_alone: int) -> str:
-    return f"{n_groups:,} groups {by}" + (f", {n_alone:,} images alone" if n_alone else "")
+    alone = f", {_counted(n_alone, 'image')} alone" if n_alone else ""
+    return f"{_counted(n_groups, 'group')} {by}{alone}"
 
 
 def _keys(features: FeatureSet, rule: str) -> tuple[list[str | None], str]:

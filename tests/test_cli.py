@@ -231,13 +231,13 @@ def test_every_figure_is_printed_and_what_it_was_measured_on(tmp_path: Path) -> 
     assert "intervals draw" not in shown
 
 
-def test_where_groups_were_kept_whole_it_is_said_that_intervals_draw_single_images(
-    tmp_path: Path,
-) -> None:
-    write_cache(tmp_path / "cache" / "a.h5", groups=np.arange(60) // 3)
+def test_where_groups_were_kept_whole_it_is_said_that_intervals_draw_them(tmp_path: Path) -> None:
+    groups = np.where(np.arange(60) < 50, np.arange(60) // 3, -1)
+    write_cache(tmp_path / "cache" / "a.h5", groups=groups)
     featx_("fit-head")
-    clause = "single images, not groups: too narrow where images of a group are alike"
-    assert json.loads(featx_("evaluate", "--json").stdout)["protocol"]["intervals_draw"] == clause
+    told = json.loads(featx_("evaluate", "--json").stdout)
+    clause = told["protocol"]["intervals_draw"]
+    assert re.fullmatch(r"whole groups \(\d groups, \d images? alone\)", clause)
     assert f"intervals draw {clause}" in featx_("evaluate").stdout
     assert "intervals draw" not in featx_("evaluate", "--bootstrap", 0).stdout
 

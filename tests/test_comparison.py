@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest
 
-from featx.comparison import compare_accuracies, holm, mcnemar
+from featx.comparison import compare_accuracies, exchanged, holm, mcnemar
 from featx.errors import InputError
 
 
@@ -103,3 +103,30 @@ def test_no_draws_no_interval() -> None:
     assert pair.accuracy.low is None
     with pytest.raises(InputError, match="0 or more draws"):
         compare_accuracies(np.eye(2, dtype=bool), ["a", "b"], bootstrap=-1)
+
+
+def test_copies_in_one_group_are_no_more_evidence() -> None:
+    rng = np.random.default_rng(3)
+    right = rng.random((2, 40)) < [[0.9], [0.7]]
+    (once,) = compare_accuracies(right, ["a", "b"], bootstrap=500)
+    copies = np.tile(right, (1, 5))
+    (grouped,) = compare_accuracies(
+        copies, ["a", "b"], groups=np.tile(np.arange(40), 5), bootstrap=500
+    )
+    (single,) = compare_accuracies(copies, ["a", "b"], bootstrap=500)
+    assert grouped.p == pytest.approx(once.p)
+    assert grouped.accuracy.low == pytest.approx(once.accuracy.low)
+    assert grouped.accuracy.high == pytest.approx(once.accuracy.high)
+    assert single.p < once.p / 10
+    (one_group,) = compare_accuracies(right, ["a", "b"], groups=np.zeros(40, int))
+    assert (one_group.accuracy.low, one_group.p) == (None, 1.0)
+
+
+def test_exchanges_of_groups_are_counted_exactly() -> None:
+    rng = np.random.default_rng(4)
+    first, second = rng.random((2, 30)) < [[0.8], [0.5]]
+    unit = np.arange(30) // 4
+    more = np.bincount(unit, weights=first.astype(int) - second)
+    signs = 2 * (np.arange(2**8)[:, None] >> np.arange(8) & 1) - 1  # every exchange of 8 units
+    expected = (abs(signs @ more) >= abs(more.sum())).mean()
+    assert exchanged(first, second, unit) == pytest.approx(expected)

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 import featx
 from featx.cli import app
 from featx.errors import InputError
-from featx.few_shot import draw_shots, learning_curve
+from featx.few_shot import _estimate, draw_shots, learning_curve
 from featx.fitting import fit_head
 from featx.heads import HEADS, LogisticHead
 from featx.heads.making import fit_on
@@ -118,24 +118,40 @@ def test_draws_depend_on_seed_and_repeat_only() -> None:
 
 
 def test_the_interval_counts_both_draws(tmp_path: Path) -> None:
-    from featx.few_shot import _estimate
-
     rng = np.random.default_rng(0)
     one_test_set = rng.random((1, 200)) < 0.8  # a single repeat: the images alone
-    found = _estimate(one_test_set, 0)
+    found = _estimate(one_test_set, 0, np.arange(200))
     assert found.low is not None
     assert found.high is not None
     share = one_test_set.mean()
     expected = 2 * 1.96 * np.sqrt(share * (1 - share) / 200)
     assert found.high - found.low == pytest.approx(expected, rel=0.15)
     all_or_nothing = np.repeat(rng.random((20, 1)) < 0.5, 200, axis=1)  # the repeats alone
-    found = _estimate(all_or_nothing, 0)
+    found = _estimate(all_or_nothing, 0, np.arange(200))
     assert found.low is not None
     assert found.high is not None
     share = all_or_nothing.mean()
     assert found.high - found.low == pytest.approx(
         2 * 1.96 * np.sqrt(share * (1 - share) / 20), rel=0.15
     )
+
+
+def test_the_interval_draws_whole_groups(tmp_path: Path) -> None:
+    path = write_cache(tmp_path / "a.h5", n=120, spread=2.0, groups=np.arange(120) // 4)
+    alone = write_cache(tmp_path / "b.h5", n=120, spread=2.0)
+    split = np.array([1, 3], np.uint8)[np.arange(120) // 4 % 2]
+    one = write_cache(tmp_path / "c.h5", n=120, groups=np.where(split == 3, 0, -1), split=split)
+    seen: list[np.ndarray] = []
+    for path_, n_units in ((path, 6), (alone, 24), (one, 1)):
+        seen.clear()
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(
+                "featx.few_shot._estimate",
+                lambda right, seed, unit: seen.append(unit) or _estimate(right, seed, unit),
+            )
+            curve = learning_curve(path_, shots=(1,), repeats=2, device="cpu")
+        assert len(np.unique(seen[0])) == n_units
+        assert (curve.points[0].accuracy.low is None) == (n_units == 1)
 
 
 @pytest.mark.parametrize(

@@ -113,6 +113,40 @@ def test_intervals_are_the_percentiles_of_figures_taken_anew_on_drawn_images():
     assert (report.baseline.accuracy.low, report.baseline.accuracy.high) == (low, high)
 
 
+def test_where_images_belong_together_whole_groups_are_drawn():
+    y, p, names = random_case(n=50, k=6)
+    groups = np.where(np.arange(50) < 44, np.arange(50) % 11, -1)  # and six images alone
+    report = score(y, p, classes=names, groups=groups, bootstrap=200, seed=5)
+    members = [np.flatnonzero(groups == g) for g in range(11)] + [
+        np.array([i]) for i in range(44, 50)
+    ]
+    rng = np.random.default_rng(5)
+    draws = [np.concatenate([members[u] for u in rng.integers(0, 17, 17)]) for _ in range(200)]
+    bare = [score(y[d], p[d], classes=names, bootstrap=0) for d in draws]
+    for name in ("accuracy", "macro_f1", "weighted_f1", "log_loss", "average_precision", "roc_auc"):
+        low, high = np.percentile([getattr(r, name).value for r in bare], [2.5, 97.5])
+        ours = getattr(report, name)
+        assert (ours.low, ours.high) == pytest.approx((low, high)), name
+
+
+def test_copies_in_one_group_make_an_interval_no_narrower():
+    y, p, names = random_case(n=60)
+    once = score(y, p, classes=names, bootstrap=300).accuracy
+    four = score(
+        np.tile(y, 4), np.tile(p, (4, 1)), classes=names, groups=np.tile(np.arange(60), 4),
+        bootstrap=300,
+    ).accuracy  # fmt: skip
+    assert (four.low, four.high) == pytest.approx((once.low, once.high))
+
+
+def test_of_a_single_group_nothing_can_be_drawn():
+    y, p, names = random_case()
+    report = score(y, p, classes=names, groups=np.zeros(len(y), int))
+    assert report.accuracy.low is report.log_loss.low is report.roc_auc.low is None
+    with pytest.raises(InputError, match="groups must be one whole number for each"):
+        score(y, p, classes=names, groups=[0, 1])
+
+
 def test_an_interval_covers_the_true_accuracy_about_as_often_as_it_says():
     rng = np.random.default_rng(0)
     covered = 0

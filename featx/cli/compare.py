@@ -37,7 +37,8 @@ def compare(
 
     Each is tested on the same images, none of which any of them was trained or chosen on. Beside
     the difference to the best stand its interval (paired bootstrap), of that pair alone, and the
-    p-value of McNemar's exact test, corrected for all pairs (Holm).
+    p-value of McNemar's exact test, corrected for all pairs (Holm). Groups that a head's split kept
+    whole are drawn and exchanged whole.
     """
     from featx.comparing import compare as run
     from featx.comparing import leaderboard
@@ -89,6 +90,8 @@ def _print_leaderboard(board: Leaderboard) -> None:
 
 
 def _print_comparison(found: Comparison) -> None:
+    from featx.grouping import drawn_by
+
     console = out()
     console.print(
         f"{found.n:,} images that none of them was trained on; always {found.baseline_name}: "
@@ -115,6 +118,8 @@ def _print_comparison(found: Comparison) -> None:
         )
     console.print(shown)
     console.print(f"leaks: {_leaks(found)}")
+    if (found.groups >= 0).any():
+        console.print(f"intervals draw, and p exchanges, {drawn_by(found.groups)}")
 
 
 def _leaks(found: Comparison) -> str:

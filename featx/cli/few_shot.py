@@ -56,7 +56,7 @@ def _print(curve: LearningCurve) -> None:
             f"{point.n_train:,}",
             f"{len(point.accuracies):,}",
             f"{estimate.value:.3f}",
-            f"{estimate.low:.3f} to {estimate.high:.3f}",
+            "" if estimate.low is None else f"{estimate.low:.3f} to {estimate.high:.3f}",
         )
     console.print(shown)
     for point in curve.points:

@@ -63,7 +63,7 @@ def print_evaluation(evaluation: Evaluation) -> None:
         f"calibrated on {protocol['calibrated_on']}; tested on {protocol['tested_on']}, used for "
         f"{protocol['test_images_used_for']}"
     )
-    if "groups" in protocol["intervals_draw"] and report.accuracy.low is not None:
+    if "group" in protocol["intervals_draw"] and report.accuracy.low is not None:
         console.print(f"\nintervals draw {protocol['intervals_draw']}")
 
 

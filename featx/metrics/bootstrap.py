@@ -19,6 +19,7 @@ def resample(
     k: int,
     n_draws: int,
     seed: int,
+    unit: IntArray,
 ) -> dict[str, FloatArray]:
     """Every figure of every draw; the draws are the same however they are cut into blocks.
 
@@ -29,6 +30,8 @@ def resample(
         Figures that are means over the images.
     ranked : sequence of Ranking
         Classes whose average precision and ROC AUC are averaged; none for no such figures.
+    unit : (n,) int64
+        What each image is drawn with, of `units`.
     """
     n = len(y)
     rng = np.random.default_rng(seed)
@@ -36,18 +39,52 @@ def resample(
     names = [*per_image, "balanced_accuracy", "macro_f1", "weighted_f1"]
     names += ["average_precision", "roc_auc"] if ranked else []
     draws = {name: np.empty(n_draws) for name in names}
-    width = n + 3 * (k + 1) + (6 * n if ranked else 0)
+    width = 3 * n + 3 * (k + 1) + (6 * n if ranked else 0)
     for part in blocks(n_draws, width):
-        drawn = rng.integers(0, n, size=(part.stop - part.start, n))  # (b, n) image numbers
+        times = draw_times(rng, part.stop - part.start, unit)  # (b, n)
+        total = times.sum(axis=1)
         for name, values in per_image.items():
-            draws[name][part] = values[drawn].mean(axis=1)
-        counts = (row_counts(of[drawn], k + 1)[:, :k] for of in (y, y_pred, hit_class))
+            draws[name][part] = (times * values).sum(axis=1) / total
+        counts = (_class_counts(of, times, k + 1)[:, :k] for of in (y, y_pred, hit_class))
         for name, means in class_means(*counts).items():
             draws[name][part] = means
         if ranked:
-            times = row_counts(drawn, n).astype(np.int32)
-            draws["average_precision"][part], draws["roc_auc"][part] = macro_averages(ranked, times)
+            draws["average_precision"][part], draws["roc_auc"][part] = macro_averages(
+                ranked, times.astype(np.int32)
+            )
     return draws
+
+
+def units(groups: IntArray | None, n: int) -> IntArray:
+    """What each of n images is drawn with, numbered from 0: its group, or itself alone.
+
+    Parameters
+    ----------
+    groups : (n,) int64, -1 where an image is alone; None where all are.
+    """
+    if groups is None:
+        return np.arange(n)
+    own = groups.max(initial=-1) + 1 + np.arange(n)
+    return np.unique(np.where(groups < 0, own, groups), return_inverse=True)[1].astype(np.int64)
+
+
+def draw_times(rng: np.random.Generator, b: int, unit: IntArray) -> IntArray:
+    """How often each image is in each of b draws of as many units as there are, (b, n).
+
+    A unit is drawn whole, with replacement (Davison & Hinkley 1997, Bootstrap Methods and their
+    Application, sect. 3.8): images of one group are no more than one draw's worth of evidence.
+    """
+    n_units = int(unit.max()) + 1
+    return row_counts(rng.integers(0, n_units, size=(b, n_units)), n_units).take(unit, axis=1)
+
+
+def _class_counts(labels: IntArray, times: IntArray, k: int) -> IntArray:
+    """How often 0..k-1 occur among labels (n,) that each count so many times, (b, n) -> (b, k)."""
+    order = np.argsort(labels, kind="stable")
+    present, first = np.unique(labels[order], return_index=True)
+    counts = np.zeros((len(times), k), np.int64)
+    counts[:, present] = np.add.reduceat(times.take(order, axis=1), first, axis=1)
+    return counts
 
 
 def row_counts(values: IntArray, k: int) -> IntArray:

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from featx.errors import InputError
 from featx.metrics.blocks import blocks
-from featx.metrics.bootstrap import class_means, interval, resample
+from featx.metrics.bootstrap import class_means, interval, resample, units
 from featx.metrics.ranking import MAX_RESAMPLED, Ranking, rankings
 from featx.metrics.reliability import ece_if_calibrated, reliability
 from featx.metrics.report import (
@@ -34,6 +34,7 @@ def score(
     *,
     classes: Sequence[str],
     train_counts: npt.ArrayLike | None = None,
+    groups: npt.ArrayLike | None = None,
     bootstrap: int = 1000,
     seed: int = 0,
 ) -> Report:
@@ -47,7 +48,8 @@ def score(
     Bootstrap, ch. 13): the images are drawn with replacement `bootstrap` times and every figure
     is taken anew, over the classes present in that draw; the interval runs from the 2.5th to the
     97.5th percentile. They tell how the figures depend on which images were tested, not on which
-    were trained on. `Report` says which figures have none.
+    were trained on. Where there are groups, whole groups are drawn; of one group alone nothing can
+    be drawn, and there are no intervals. `Report` says which figures have none.
 
     Parameters
     ----------
@@ -60,6 +62,8 @@ def score(
     train_counts : (k,) int, optional
         Training images per class, for the baseline. Without them, or if all are 0, the baseline
         is the commonest class of the test images, and says so.
+    groups : (n,) int, optional
+        Images that are drawn together; -1 for one that is drawn alone, as all are without it.
     bootstrap : int
         Number of draws; 0 for no intervals.
     seed : int
@@ -93,7 +97,9 @@ def score(
         "brier": found.brier,
     }
     ranked = _rank(y, p)
-    draws = resample(y, found.y_pred, per_image, ranked.kept, k, bootstrap, seed)
+    unit = units(None if groups is None else _checked_groups(groups, len(y)), len(y))
+    n_draws = 0 if groups is not None and not unit.any() else bootstrap
+    draws = resample(y, found.y_pred, per_image, ranked.kept, k, n_draws, seed, unit)
     confusion = np.bincount(y * k + found.y_pred, minlength=k * k).reshape(k, k).astype(np.int64)
     support, predicted, hits = confusion.sum(1), confusion.sum(0), confusion.diagonal()
     exact = {name: float(values.mean()) for name, values in per_image.items()}
@@ -277,3 +283,13 @@ def _checked(
             "leave unlabelled images (-1) out"
         )
     return y.astype(np.int64), p, names
+
+
+def _checked_groups(groups: npt.ArrayLike, n: int) -> IntArray:
+    array = np.asarray(groups)
+    if array.shape != (n,) or array.dtype.kind not in "iu":
+        raise InputError(
+            f"groups must be one whole number for each of {n} images, "
+            f"got an array of shape {array.shape} and type {array.dtype}"
+        )
+    return array.astype(np.int64)
