@@ -280,3 +280,11 @@ def test_torchvisions_networks_work_at_small_sizes() -> None:
     network.fc = nn.Identity()
     expected = network(backbone.transform.normalise(torch.from_numpy(pixels).permute(0, 3, 1, 2)))
     np.testing.assert_allclose(features, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_the_cut_input_holds_grey_pixels_with_their_border(digits: Path, tmp_path: Path) -> None:
+    fs = featx.extract(digits, backbone="lenet5", weights="random", cut="input", cache_dir=tmp_path)
+    assert (fs.features.shape, fs.spec["shape"]) == ((12, 32, 32, 1), [32, 32, 1])
+    for path, pixels in zip(fs.paths, fs.features, strict=True):
+        grey = np.asarray(Image.open(digits / path).convert("L"))
+        assert np.array_equal(pixels[..., 0], np.pad(grey, 2))
