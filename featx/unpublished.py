@@ -102,7 +102,8 @@ def _own_transform(
         origin = f"transform of {name}, its attribute `transform`"
     else:
         fields = IMAGENET
-        origin = "transform assumed: ImageNet's, for the network has no attribute `transform`"
+        what = "no attribute" if found is None else f"a {type(found).__name__} as its attribute"
+        origin = f"transform assumed: ImageNet's, for the network has {what} `transform`"
     wanted = {**fields, **overrides}
     means = wanted.get("mean")
     if isinstance(means, (tuple, list)) and ("channels" not in fields or "mean" in overrides):

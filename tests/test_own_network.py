@@ -29,6 +29,7 @@ NETS = """
 from pathlib import Path
 import torch
 from torch import nn
+from torchvision import transforms
 
 mark = Path("imported")
 mark.write_text(mark.read_text() + "x" if mark.exists() else "x")
@@ -52,6 +53,12 @@ class Tiny(nn.Module):
 def with_transform():
     network = Tiny(channels=1)
     network.transform = {"resize": 9, "crop": 8, "mean": (0.5,), "std": (0.25,)}
+    return network
+
+
+def strange():
+    network = Tiny()
+    network.transform = transforms.Normalize(0.5, 0.5)  # of torchvision
     return network
 
 
@@ -170,7 +177,10 @@ def test_its_transform_is_its_attribute_or_imagenets_and_is_told() -> None:
     assumed = load_backbone("nets_of_mine:Tiny", weights="random")
     assert (assumed.transform.resize, assumed.transform.crop) == (256, 224)
     assert assumed.transform.mean == (0.485, 0.456, 0.406)
-    assert "transform assumed: ImageNet's" in assumed.notes[1]
+    assert "ImageNet's, for the network has no attribute `transform`" in assumed.notes[1]
+    strange = load_backbone("nets_of_mine:strange", weights="random")
+    assert strange.transform == assumed.transform
+    assert "for the network has a Normalize as its attribute `transform`" in strange.notes[1]
     grey = {**SMALL, "mean": (0.5,), "std": (0.5,)}
     one = load_backbone("nets_of_mine:grey", weights="random", transform=grey)
     assert (one.transform.channels, one.transform.crop) == (1, 12)
