@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from featx import architectures, timm_backbones
+from featx import architectures, own_network, timm_backbones
 from featx.architectures import PublishedWeights
 from featx.classics import CLASSICS
 from featx.errors import InputError, WeightsError
@@ -177,7 +177,8 @@ def load_backbone(
 def bare_network(name: str, *, crop: int, for_weights: bool) -> nn.Module:
     """The network of a name without values, on PyTorch's device ``meta``: layers and shapes.
 
-    Nothing is read, downloaded or imported for it.
+    Nothing is read, downloaded or imported for it; the user's own code is only run where the user
+    gave its name in this process.
 
     Parameters
     ----------
@@ -192,6 +193,8 @@ def bare_network(name: str, *, crop: int, for_weights: bool) -> nn.Module:
     ------
     InputError
         Unknown name.
+    HeadError
+        A name of code that the user has not given.
     MissingExtraError
         A timm model without timm.
 
@@ -203,6 +206,12 @@ def bare_network(name: str, *, crop: int, for_weights: bool) -> nn.Module:
     if name.startswith("timm:"):
         with seeded(0):
             network = timm_backbones.build(name.removeprefix("timm:"), pretrained=False).to("meta")
+    elif name in CLASSICS:
+        with torch.device("meta"):
+            network = CLASSICS[name].build(N_CLASSES)
+    elif is_own(name):
+        with seeded(0):
+            network = own_network.build_given(name).to("meta")
     else:
         architectures.check_name(name)
         entries = architectures.published(name)

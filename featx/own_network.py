@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 _PREFIXES: Final = ("timm", "torchvision", "sklearn")  # what stands before a colon otherwise
+_given: set[str] = set()  # names that the user gave in this process
 _ADDRESS: Final = re.compile(r" at 0x[0-9a-fA-F]+")
 
 
@@ -60,6 +61,24 @@ def trusted_name(recorded: str, given: str | None = None) -> str:
             "with --backbone package.module:factory"
         )
     return given or recorded
+
+
+def note_given(name: str) -> None:
+    """Note that the user gave this name, so that `build_given` may build it."""
+    _given.add(name)
+
+
+def build_given(name: str) -> nn.Module:
+    """`build`, of a name that may stand in a file: only where the user gave it in this process.
+
+    Raises
+    ------
+    HeadError
+        The user did not; nothing is imported.
+    InputError
+        As `build`.
+    """
+    return build(trusted_name(name, name if name in _given else None))
 
 
 def build(name: str, num_classes: int | None = None) -> nn.Module:

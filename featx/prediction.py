@@ -16,6 +16,7 @@ from featx.featureset import FailedImage, FeatureSet, load_intact
 from featx.heads.cached import check_fits, load_recorded, probabilities, temperature_of
 from featx.heads.file import HeadFile
 from featx.images import display_names, expand_inputs
+from featx.own_network import note_given
 from featx.recorded import pipeline_of_spec
 
 
@@ -127,6 +128,8 @@ def predict(
     inputs = [images] if isinstance(images, (str, os.PathLike)) else list(images)
     if not inputs:
         raise InputError("no images to predict: name files, folders, globs or a cache")
+    if backbone is not None:
+        note_given(backbone)  # a head of the rest of that network is built as it is read
     file = load_recorded(head)
     caches = [path for path in inputs if os.fspath(path).endswith(".h5")]
     if caches:

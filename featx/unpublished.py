@@ -83,6 +83,7 @@ def load_own(name: str, path: Path | None, *, seed: int, overrides: Mapping[str,
     InputError, WeightsError
         As `featx.own_network.build` and `load_classic`.
     """
+    own_network.note_given(name)
     takes_classes = own_network.takes_classes(name)
 
     def make(n_outputs: int | None) -> nn.Module:

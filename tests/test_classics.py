@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,14 @@ from torchvision.models.inception import InceptionA
 from typer.testing import CliRunner
 
 import featx
-from featx.backbones import list_backbones, load_backbone
+from featx.backbones import bare_network, list_backbones, load_backbone
 from featx.classics import CLASSICS, DenseBlock, DenseNetSmall, LeNet5, transition
 from featx.cli import app
 from featx.cut import build_front, split_at
 from featx.errors import InputError, WeightsError
 from featx.extractor import FeatureExtractor
 from featx.frozen import Backbone
+from featx.heads import TailHead
 from featx.pipeline import build_pipeline
 from featx.specs import ExtractOptions
 
@@ -288,3 +290,22 @@ def test_the_cut_input_holds_grey_pixels_with_their_border(digits: Path, tmp_pat
     for path, pixels in zip(fs.paths, fs.features, strict=True):
         grey = np.asarray(Image.open(digits / path).convert("L"))
         assert np.array_equal(pixels[..., 0], np.pad(grey, 2))
+
+
+def test_the_rest_of_one_is_trained_as_a_head_and_built_without_values() -> None:
+    rng = np.random.default_rng(0)
+    y = np.arange(24) % 2
+    X = (rng.integers(0, 128, (24, 32, 32, 1)) + 120 * y[:, None, None, None]).astype(np.uint8)
+    head = TailHead("lenet5", weights="random", cut="input", epochs=6, batch_size=8, device="cpu")
+    assert head.fit(X, y).score(X, y) == 1
+    for name in CLASSICS:
+        bare = bare_network(name, crop=32, for_weights=False).state_dict()
+        built = CLASSICS[name].build(10).state_dict()
+        assert {key: value.shape for key, value in bare.items()} == {
+            key: value.shape for key, value in built.items()
+        }
+        assert {value.device.type for value in bare.values()} == {"meta"}
+    again = copy.copy(head)
+    again._set_tensors(head._tensors())  # as a head file is read
+    assert again.tail_ is not head.tail_
+    assert np.array_equal(again._all_logits(X), head._all_logits(X))

@@ -13,7 +13,8 @@ import torch
 from typer.testing import CliRunner
 
 import featx
-from featx.backbones import load_backbone
+from featx import own_network
+from featx.backbones import bare_network, load_backbone
 from featx.cache import open_cache
 from featx.cli import app
 from featx.cut import split_at
@@ -297,3 +298,15 @@ def test_the_command_line_names_it(colour_folder: Folder) -> None:
     shown = CliRunner().invoke(app, ["cuts", "nets_of_mine:with_transform"]).stdout
     assert "8x8x8" in shown
     assert "package.module:factory" in CliRunner().invoke(app, ["backbones", "resnet18"]).stderr
+
+
+def test_the_rest_of_one_is_built_only_after_the_user_gave_its_name(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(own_network, "_given", set())
+    with pytest.raises(HeadError, match="featx imports no code because a file names it"):
+        bare_network("nets_of_mine:Tiny", crop=12, for_weights=False)
+    assert marks() == 0
+    load_backbone("nets_of_mine:Tiny", weights="random")
+    bare = bare_network("nets_of_mine:Tiny", crop=12, for_weights=False)
+    assert {value.device.type for value in bare.parameters()} == {"meta"}
