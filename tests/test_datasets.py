@@ -423,6 +423,18 @@ def test_features_are_those_of_the_same_pictures_as_files(
     assert found.sha256[4].tobytes() == digest
 
 
+def test_a_network_of_one_channel_gets_the_grey_values_of_the_file(tmp_path: Path) -> None:
+    home = write("MNIST", tmp_path)
+    options = {"backbone": "lenet5", "weights": "random", "cut": "input"}
+    found = featx.extract(tmp_path / "torchvision:MNIST", out=tmp_path / "a.h5", **options)
+    stored = (home / "train-images-idx3-ubyte").read_bytes()[16:]
+    grey = np.frombuffer(stored, np.uint8).reshape(-1, 28, 28)
+    assert found.features.shape == (30, 32, 32, 1)
+    for i, path in enumerate(found.paths[10:], start=10):
+        assert np.array_equal(found.features[i, 2:-2, 2:-2, 0], grey[int(path[-5:])])
+    assert found.paths[10].startswith("train/0/")
+
+
 def test_only_images_whose_bytes_have_changed_are_computed_again(
     tmp_path: Path, computed: list[int]
 ) -> None:
