@@ -237,8 +237,10 @@ def test_a_file_that_has_changed_is_read_anew(tmp_path: Path) -> None:
     write("MNIST", tmp_path)
     path = tmp_path / "torchvision:MNIST" / "train/3/00003"
     before = read_image(path)
-    home = write("MNIST", tmp_path, seed=1)
-    os.utime(home / "train-images-idx3-ubyte", ns=(1, 1))
+    images = tmp_path / "MNIST/raw/train-images-idx3-ubyte"
+    images.rename(tmp_path / "old")  # a new file, not new bytes below the same memory map
+    write("MNIST", tmp_path, seed=1)
+    os.utime(images, ns=(1, 1))
     assert read_image(path) != before
 
 
@@ -438,22 +440,23 @@ def test_a_network_of_one_channel_gets_the_grey_values_of_the_file(tmp_path: Pat
 def test_only_images_whose_bytes_have_changed_are_computed_again(
     tmp_path: Path, computed: list[int]
 ) -> None:
-    home = write("MNIST", tmp_path)
-    source = tmp_path / "torchvision:MNIST"
+    file = write("CIFAR10", tmp_path) / "data_batch_2"  # images 4 to 7
+    source = tmp_path / "torchvision:CIFAR10"
     first = featx.extract(source, out=tmp_path / "a.h5", **TINY)
     del computed[:]
     featx.extract(source, out=tmp_path / "a.h5", **TINY)
-    images = home / "train-images-idx3-ubyte"
-    os.utime(images, ns=(1, 1))  # touched, and no byte has changed
+    block = read_batch([file], 10)
+    planes = np.array(block.pixels).transpose(0, 3, 1, 2).reshape(4, 3072)
+    labels = block.labels.tolist()
+    file.write_bytes(pickle.dumps({"data": planes, "labels": labels}))  # another size and time
     featx.extract(source, out=tmp_path / "a.h5", **TINY)
     assert computed == []
-    data = bytearray(images.read_bytes())
-    data[16 + 7 * 784] ^= 0xFF
-    images.write_bytes(data)
+    planes[3] ^= 0xFF
+    file.write_bytes(pickle.dumps({"data": planes, "labels": labels}))
     second = featx.extract(source, out=tmp_path / "a.h5", **TINY)
     assert computed == [4]  # one batch, of one image
     changed = np.flatnonzero((first.X != second.X).any(axis=1))
-    assert [second.paths[i] for i in changed] == ["train/7/00007"]
+    assert [second.paths[i] for i in changed] == [f"train/{second.classes[labels[3]]}/00007"]
 
 
 def test_the_commands_take_a_data_set_as_they_take_a_folder(
