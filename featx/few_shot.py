@@ -14,8 +14,8 @@ import numpy.typing as npt
 
 from featx.devices import resolve_device
 from featx.errors import InputError
-from featx.featureset import load_intact
-from featx.grouping import group_images
+from featx.featureset import FeatureSet, load_intact
+from featx.grouping import drawn_by, group_images
 from featx.heads.base import Head
 from featx.heads.making import fit_on, make_head
 from featx.metrics import Estimate
@@ -59,7 +59,8 @@ class LearningCurve:
     cache : the file.
     head, params : the way of fitting.
     points : from few to many; the last is of all training images.
-    n_test, tested_on : the held-out images, and what they are.
+    n_test, tested_on : the held-out images that are tested, and what they are.
+    exact_leaks : held-out images left out, as their files have the bytes of a training image.
     baseline : their share of the class that is commonest in training.
     repeats, seed : how often images were drawn for each point.
     notes : sentences for the user.
@@ -70,6 +71,7 @@ class LearningCurve:
     params: Mapping[str, Any]
     points: tuple[Point, ...]
     n_test: int
+    exact_leaks: int
     tested_on: str
     baseline: float
     repeats: int
@@ -84,6 +86,7 @@ class LearningCurve:
             "params": {k: list(v) if isinstance(v, tuple) else v for k, v in self.params.items()},
             "tested_on": self.tested_on,
             "n_test": self.n_test,
+            "exact_leaks": self.exact_leaks,
             "baseline": self.baseline,
             "repeats": self.repeats,
             "seed": self.seed,
@@ -112,7 +115,8 @@ def learning_curve(
 ) -> LearningCurve:
     """Fit heads on few images a class, drawn from the training images, and test each.
 
-    Every head is tested on all held-out images, which are those of `fit_head` with the same seed.
+    Every head is tested on the held-out images, which are those of `fit_head` with the same seed;
+    files with the bytes of a training image are left out.
     Choices are made inside the few images alone, never on validation images, of which somebody
     with so few has none; where no class has images in two groups (one image a class, or all of one
     nest) nothing can be chosen, and a head's own fixed setting is taken (logistic: C = 1). In one
@@ -162,7 +166,8 @@ def learning_curve(
     counts = np.bincount(labels, minlength=len(features.classes))
     jobs = [(shot, repeat) for shot in wanted for repeat in range(repeats)]
     jobs.append((int(counts.max()), -1))  # all of them, once
-    X_test, y_test = features.X[split.held_out], features.y[split.held_out]
+    tested = _unleaked(features, split)
+    X_test, y_test = features.X[tested], features.y[tested]
     rights: dict[int, list[npt.NDArray[np.bool_]]] = {}
     heard: dict[type[Warning], list[str]] = {}
     for done, (shot, repeat) in enumerate(jobs, 1):
@@ -179,7 +184,8 @@ def learning_curve(
         )
         if advance is not None:
             advance(done, len(jobs))
-    unit = units(grouping.groups[split.held_out], len(y_test))
+    groups = grouping.groups[tested]
+    unit = units(groups, len(tested))
     points = [
         _point(shot or None, np.stack(right), counts, seed, unit) for shot, right in rights.items()
     ]
@@ -188,12 +194,13 @@ def learning_curve(
         head=head,
         params=dict(params),
         points=tuple(points),
-        n_test=len(split.held_out),
+        n_test=len(tested),
+        exact_leaks=len(split.held_out) - len(tested),
         tested_on=f"{split.held_out_name} images",
         baseline=float((y_test == counts.argmax()).mean()),
         repeats=repeats,
         seed=seed,
-        notes=_notes(split, heard, len(jobs)),
+        notes=_notes(split, groups, heard, len(jobs)),
     )
 
 
@@ -270,10 +277,24 @@ def _estimate(right: npt.NDArray[np.bool_], seed: int, unit: IntArray) -> Estima
     return Estimate(float(right.mean()), float(low), float(high))
 
 
+def _unleaked(features: FeatureSet, split: Split) -> IntArray:
+    """The held-out rows whose files have not the bytes of any training image."""
+    trained = {row.tobytes() for row in features.sha256[split.train]}
+    fresh = [row.tobytes() not in trained for row in features.sha256[split.held_out]]
+    if not any(fresh):
+        raise InputError(
+            f"every held-out image of {features.path} is a copy of a training image: there is "
+            "nothing to test on"
+        )
+    return split.held_out[fresh]
+
+
 def _notes(
-    split: Split, heard: Mapping[type[Warning], Sequence[str]], n_fits: int
+    split: Split, groups: IntArray, heard: Mapping[type[Warning], Sequence[str]], n_fits: int
 ) -> tuple[str, ...]:
     notes = [*split.notes]
+    if (groups >= 0).any():
+        notes.append(f"intervals draw {drawn_by(groups)}")
     if len(split.val):
         notes.append(f"{len(split.val):,} val images are not used: few-shot heads choose without")
     notes += [

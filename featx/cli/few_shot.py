@@ -59,6 +59,7 @@ def _print(curve: LearningCurve) -> None:
             "" if estimate.low is None else f"{estimate.low:.3f} to {estimate.high:.3f}",
         )
     console.print(shown)
+    console.print(f"leaks: {curve.exact_leaks:,} exact (left out); near ones were not looked for")
     for point in curve.points:
         if point.n_short:
             tell(f"{point.n_short:,} classes have fewer than {point.shots:,} training images")
