@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from typer.testing import CliRunner
 
 from featx.cli import app
 from featx.comparing import compare, fit_heads, leaderboard
+from featx.comparison import compare_accuracies
 from featx.errors import CacheError, HeadError, InputError
 from featx.evaluation import evaluate
 from featx.fitting import fit_head
@@ -158,6 +160,59 @@ def test_the_command_prints_a_table_and_warns_of_choosing_by_it(tmp_path: Path) 
     assert parsed["pairs"][0]["accuracy"]["value"] > 0
     assert parsed["pairs"][0]["accuracy"]["low"] is None
     assert f"{0 - parsed['pairs'][0]['accuracy']['value']:+.3f}" in rows[1]
+
+
+def test_groups_that_a_split_kept_whole_are_drawn_and_exchanged_whole(tmp_path: Path) -> None:
+    groups = np.arange(240) // 4
+    paths = [
+        write_cache(tmp_path / name, n=240, spread=spread, groups=groups)
+        for name, spread in (("a.h5", 2.0), ("b.h5", 3.0))
+    ]
+    heads = [fit_head(path).path for path in paths]
+    found = compare(heads)
+    assert len(np.unique(found.groups)) == found.n // 4 == 12
+    alone = compare_accuracies(
+        np.stack([_right(paths, head) for head in heads]), ["a", "b"], groups=found.groups
+    )[0]
+    assert found.pairs[0].accuracy == alone.accuracy
+    assert found.pairs[0].p == alone.p
+    for path, entry in zip(paths, found.entries, strict=True):
+        assert entry.report.accuracy == evaluate(path, entry.head).report.accuracy
+    clause = "whole groups (12 groups, 0 images alone)"
+    assert found.to_dict()["intervals_draw"] == clause
+    assert f"intervals draw, and p exchanges, {clause}" in run("compare", *heads)[1]
+
+
+def _right(paths: list[Path], head: Path) -> np.ndarray:
+    tested = evaluate(next(path for path in paths if path.stem == head.name[0]), head)
+    return tested.probabilities.argmax(axis=1) == tested.y_true
+
+
+def _table(path: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader(path.read_text("utf-8-sig").splitlines()))
+
+
+def test_a_comparison_is_written_as_tables(tmp_path: Path) -> None:
+    heads = [
+        fit_head(write_cache(tmp_path / name, n=200, spread=spread)).path
+        for name, spread in (("a.h5", 2.0), ("b.h5", 3.0))
+    ]
+    code, stdout, stderr = run("compare", *heads, "--json", "--out", tmp_path / "new" / "out")
+    assert (code, stderr.count("wrote ")) == (0, 1)
+    folder, told = tmp_path / "new" / "out", json.loads(stdout)
+    assert json.loads((folder / "comparison.json").read_text("utf-8")) == told
+    rows, pairs = (_table(folder / name) for name in ("heads.csv", "pairs.csv"))
+    assert [row["name"] for row in rows] == [head["name"] for head in told["heads"]]
+    for row, head in zip(rows, told["heads"], strict=True):
+        assert float(row["accuracy low"]) == head["accuracy"]["low"]
+        assert (int(row["images"]), int(row["near leaks"])) == (told["n"], head["leaks"]["near"])
+    assert float(pairs[0]["accuracy difference"]) == told["pairs"][0]["accuracy"]["value"]
+    assert float(pairs[0]["p (Holm)"]) == told["pairs"][0]["p_adjusted"]
+    code, _, stderr = run("compare", tmp_path, "--bootstrap", 0, "--out", folder)
+    assert code == 0
+    assert [row["accuracy low"] for row in _table(folder / "heads.csv")] == ["", ""]
+    (tmp_path / "file").touch()
+    assert run("compare", *heads, "--out", tmp_path / "file")[0] == 6
 
 
 def test_without_names_all_heads_of_the_folder_are_ranked(tmp_path: Path) -> None:

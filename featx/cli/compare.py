@@ -28,6 +28,12 @@ def compare(
             "gets a logistic one if it has none. A folder, by default --cache-dir: all its heads.",
         ),
     ] = None,
+    out_dir: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", help="Write comparison.json, heads.csv and pairs.csv into this folder."
+        ),
+    ] = None,
     bootstrap: Annotated[int, typer.Option(min=0, help="Draws for the 95 % intervals.")] = 1000,
     seed: Seed = 0,
     cache_dir: CacheDir = Path("cache"),
@@ -44,19 +50,22 @@ def compare(
     from featx.comparing import leaderboard
 
     named = files or [cache_dir]
+    found: Comparison | Leaderboard
     if len(named) == 1 and named[0].suffix not in (".h5", ".safetensors"):
-        board = leaderboard(named[0], bootstrap=bootstrap, seed=seed)
-        if json_output:
-            print_json(board.to_dict())
-            return
-        _print_leaderboard(board)
-        return
-    found = run(named, bootstrap=bootstrap, seed=seed)
+        found = board = leaderboard(named[0], bootstrap=bootstrap, seed=seed)
+        if not json_output:
+            _print_leaderboard(board)
+    else:
+        found = one = run(named, bootstrap=bootstrap, seed=seed)
+        if not json_output:
+            _print_comparison(one)
+            _tell_use(one)
     if json_output:
         print_json(found.to_dict())
-        return
-    _print_comparison(found)
-    _tell_use(found)
+    if out_dir is not None:  # after the figures, which a full disk must not take along
+        from featx.report.tables import write_comparison
+
+        tell(f"wrote {', '.join(map(str, write_comparison(out_dir, found)))}")
 
 
 def fit_all(cache: Path | None, *, json_output: bool, **keywords: Any) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 
 from featx.auditing import Audit
 from featx.cache.files import WRITE_ELSEWHERE, told_as_disk_error
+from featx.comparing import Comparison, Leaderboard
 from featx.cross_validation import FIGURES, CrossValidation
 from featx.evaluation import Evaluation
 from featx.metrics import Reliability
@@ -124,6 +125,53 @@ def write_cross_validation(
                 )
             ),
         )
+    return paths
+
+
+def write_comparison(
+    folder: str | os.PathLike[str], found: Comparison | Leaderboard
+) -> tuple[Path, ...]:
+    """Write ``comparison.json``, ``heads.csv`` and ``pairs.csv`` into `folder`.
+
+    A line for each head and for each two that were compared; the number in the first column is
+    that of their set of test images. Files there are replaced; CSV as of `write_evaluation`.
+
+    Raises
+    ------
+    DiskError
+        The folder cannot be written.
+    """
+    folder = Path(folder)
+    paths = tuple(folder / name for name in ("comparison.json", "heads.csv", "pairs.csv"))
+    each = found.comparisons if isinstance(found, Leaderboard) else (found,)
+    figures = ("accuracy", "balanced_accuracy", "macro_f1", "log_loss")
+    bounds = [f"{name}{end}" for name in figures for end in ("", " low", " high")]
+    facts = ("name", "kind", "backbone", "cut", "own_test_images", "head", "cache")
+    with told_as_disk_error(folder, "write to", WRITE_ELSEWHERE):
+        folder.mkdir(parents=True, exist_ok=True)
+        text = json.dumps(found.to_dict(), ensure_ascii=False, indent=2)
+        paths[0].write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
+        _write_csv(
+            paths[1],
+            ("test", "images", *facts, "exact leaks", "near leaks", *bounds),
+            (
+                (number, one.n, *(told[name] for name in facts), told["leaks"]["exact"],
+                 told["leaks"]["near"], *(v for name in figures for v in told[name].values()))
+                for number, one in enumerate(each, 1)
+                for told in (entry.to_dict() for entry in one.entries)
+            ),
+        )  # fmt: skip
+        _write_csv(
+            paths[2],
+            ("test", "first", "second", "accuracy difference", "low", "high", "only first right",
+             "only second right", "p", "p (Holm)"),
+            (
+                (number, pair.first, pair.second, *pair.accuracy.to_dict().values(),
+                 pair.only_first, pair.only_second, pair.p, pair.p_adjusted)
+                for number, one in enumerate(each, 1)
+                for pair in one.pairs
+            ),
+        )  # fmt: skip
     return paths
 
 
