@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from featx.counting import counted
 from featx.crossfit import out_of_fold
 from featx.heads.row_view import RowView
 from featx.metrics import score
@@ -51,13 +52,13 @@ def fit_calibration(
         rows = split.val[np.isin(y[split.val], classes)]
         with np.errstate(divide="ignore"):  # log 0 is -inf
             logits = np.log(estimator.predict_proba(X[rows]))
-        words = f"{len(rows):,} val images"
+        words = counted(len(rows), "val image")
     else:
         rows = split.train
         view = RowView(X, rows)
         logits, has_one = out_of_fold(estimator, view, y[rows], groups=groups[rows], seed=seed)
         rows, logits = rows[has_one], logits[has_one]
-        words = f"{len(rows):,} out-of-fold training images"
+        words = counted(len(rows), "out-of-fold training image")
     labels = np.searchsorted(classes, y[rows])
     temperature = fit_temperature(logits, labels)
     plain = np.exp(logits)

@@ -11,6 +11,7 @@ from typing import Any, Final, Literal
 
 import numpy as np
 
+from featx.counting import counted
 from featx.duplicates import DEFAULT_THRESHOLD, check_threshold
 from featx.errors import CacheError, HeadError, InputError
 from featx.featureset import FeatureSet, load_intact
@@ -205,7 +206,7 @@ def evaluate(
         report=score(y_true, predicted, groups=groups, **told),
         uncalibrated=(None if temperature is None else score(y_true, plain, groups=groups, **told)),
         calibration=file.metadata.get("calibration"),
-        protocol=_protocol(file, f"{len(rows):,} images ({tested_on})", fit_saw, groups),
+        protocol=_protocol(file, f"{counted(len(rows), 'image')} ({tested_on})", fit_saw, groups),
         head=file.path,
         cache=features.path,
         tested_on=tested_on,
@@ -241,7 +242,7 @@ def _protocol(file: HeadFile, tested_on: str, fit_saw: bool, groups: np.ndarray)
     split = file.metadata["split"]
     calibration = file.metadata.get("calibration")
     return {
-        "trained_on": f"{len(file.split['train']):,} images",
+        "trained_on": counted(len(file.split["train"]), "image"),
         "chosen_on": str(split.get("chosen_on", "not recorded")),
         "calibrated_on": "nothing" if calibration is None else calibration["fitted_on"],
         "tested_on": tested_on,

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, overload
 import numpy as np
 
 from featx.cache import SPLIT_NAMES, CacheFile, open_cache
+from featx.counting import counted
 from featx.duplicates import DEFAULT_THRESHOLD, find_duplicates, merged_groups
 from featx.errors import InputError
 from featx.images import display_names
@@ -179,11 +180,12 @@ class FeatureSet:
 
     def __repr__(self) -> str:
         shape = "x".join(map(str, self.features.shape[1:]))
-        labelled = f"{len(self.classes)} classes" if self.classes else "unlabelled"
+        labelled = counted(len(self.classes), "class", "classes") if self.classes else "unlabelled"
         failed = f", {len(self.failed)} failed" if self.failed else ""
         return (
-            f"FeatureSet({len(self):,} images x {shape} {self.features.dtype}, {labelled}{failed}, "
-            f"{self.spec.get('backbone')} @ {self.spec.get('cut')}, {self.path.name})"
+            f"FeatureSet({counted(len(self), 'image')} x {shape} {self.features.dtype}, "
+            f"{labelled}{failed}, {self.spec.get('backbone')} @ {self.spec.get('cut')}, "
+            f"{self.path.name})"
         )
 
     def _repr_html_(self) -> str:

@@ -12,6 +12,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from featx.counting import counted
 from featx.devices import resolve_device
 from featx.errors import InputError
 from featx.featureset import FeatureSet, load_intact
@@ -296,7 +297,9 @@ def _notes(
     if (groups >= 0).any():
         notes.append(f"intervals draw {drawn_by(groups)}")
     if len(split.val):
-        notes.append(f"{len(split.val):,} val images are not used: few-shot heads choose without")
+        notes.append(
+            f"{counted(len(split.val), 'val image')} not used: few-shot heads choose without"
+        )
     notes += [
         f"{len(said):,} warnings of {n_fits:,} fits, the first: {said[0]}"
         for said in heard.values()

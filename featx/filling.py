@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from featx.cache import CacheWriter, Decision, cache_lock, size_of, split_counts
+from featx.counting import counted
 from featx.devices import Device
 from featx.engines.base import how
 from featx.engines.choice import Running
@@ -289,10 +290,12 @@ def make_report(times: StageTimes, decision: Decision) -> dict[str, Any]:
 
 def table_notes(table: ImageTable) -> list[str]:
     """What a user should know of an image list before it is used: one sentence each."""
-    classes = f", {len(table.classes)} classes" if table.classes else ", unlabelled"
+    classes = (
+        f", {counted(len(table.classes), 'class', 'classes')}" if table.classes else ", unlabelled"
+    )
     parts = "".join(f", {count:,} {name}" for name, count in split_counts(table.split).items())
     skipped = "; ".join(f"{count:,} {reason}" for reason, count in table.skipped.items())
-    notes = [f"{len(table):,} images in {table.root}{classes}{parts}", *table.notes]
+    notes = [f"{counted(len(table), 'image')} in {table.root}{classes}{parts}", *table.notes]
     return [*notes, f"passed over: {skipped}"] if skipped else notes
 
 

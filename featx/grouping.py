@@ -15,6 +15,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
+from featx.counting import counted
 from featx.errors import InputError
 from featx.featureset import FeatureSet
 from featx.image_lists import has_column, read_column
@@ -110,16 +111,12 @@ def drawn_by(groups: npt.NDArray[np.int64]) -> str:
     n_groups, n_alone = len(np.unique(groups[groups >= 0])), int((groups < 0).sum())
     if not n_groups:
         return "single images"
-    return f"whole groups ({_counted(n_groups, 'group')}, {_counted(n_alone, 'image')} alone)"
-
-
-def _counted(n: int, noun: str) -> str:
-    return f"{n:,} {noun}" + ("" if n == 1 else "s")
+    return f"whole groups ({counted(n_groups, 'group')}, {counted(n_alone, 'image')} alone)"
 
 
 def _words(n_groups: int, by: str, n_alone: int) -> str:
-    alone = f", {_counted(n_alone, 'image')} alone" if n_alone else ""
-    return f"{_counted(n_groups, 'group')} {by}{alone}"
+    alone = f", {counted(n_alone, 'image')} alone" if n_alone else ""
+    return f"{counted(n_groups, 'group')} {by}{alone}"
 
 
 def _keys(features: FeatureSet, rule: str) -> tuple[list[str | None], str]:

@@ -89,7 +89,7 @@ def test_heads_see_so_many_training_images_of_each_class_and_no_other(
     assert drawn[0] != drawn[1]
     assert drawn[4] == train
     assert [C for _, _, C in seen] == [1.0, 1.0, None, None, None]
-    assert any("18 val images are not used" in note for note in curve.notes)
+    assert any("18 val images not used" in note for note in curve.notes)
 
 
 @pytest.mark.parametrize("head", HEADS)

@@ -19,7 +19,7 @@ SHELVES: tuple[frozenset[str], ...] = tuple(
     map(
         frozenset,
         (
-            {"errors"},
+            {"errors", "counting"},
             {"datasets"},
             {
                 "metrics",

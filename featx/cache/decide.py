@@ -11,6 +11,7 @@ import numpy as np
 from featx.cache.layout import Status, differing_fields, fingerprint
 from featx.cache.reader import CacheFile
 from featx.cache.skeleton import Rows
+from featx.counting import counted
 from featx.errors import CacheError, SpecMismatchError
 
 MAX_GONE: Final = 0.1  # a larger share of vanished files looks like a half-mounted disk
@@ -80,7 +81,7 @@ class Decision:
         parts += [f"{self.changed:,} changed"] if self.changed else []
         parts += [f"{self.again:,} tried again"] if self.again else []
         parts += [f"{self.gone:,} gone"] if self.gone else []
-        return f"{len(self.source_rows):,} images: {', '.join(parts)}"
+        return f"{counted(len(self.source_rows), 'image')}: {', '.join(parts)}"
 
 
 def decide(

@@ -10,6 +10,7 @@ import typer
 from featx.cli.options import CacheDir, Device, DuplicateThreshold, Json, Seed, given
 from featx.cli.output import command, out, print_json, table, tell
 from featx.cli.predict import save_grid
+from featx.counting import counted
 from featx.errors import InputError
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ def _print(found: Audit, n: int) -> None:
     from featx.image_sources import shown
 
     console = out()
-    console.print(f"{found.cache}: {found.n:,} images", style="bold")
+    console.print(f"{found.cache}: {counted(found.n, 'image')}", style="bold")
     if found.wrong_labels is not None:
         console.print(
             f"\n{len(found.wrong_labels):,} doubtful labels of {found.judged:,} judged out of fold "
@@ -91,8 +92,8 @@ def _print(found: Audit, n: int) -> None:
     console.print(f"\n{len(found.conflicts):,} pairs of duplicates with different labels")
     _print_pairs(found.conflicts[:n])
     console.print(
-        f"\n{len(found.duplicates):,} pairs of duplicates in {found.groups:,} groups "
-        f"(similarity {found.threshold:g})"
+        f"\n{counted(len(found.duplicates), 'pair')} of duplicates in "
+        f"{counted(found.groups, 'group')} (similarity {found.threshold:g})"
     )
     _print_pairs(found.duplicates[:n])
     console.print(

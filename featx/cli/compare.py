@@ -10,6 +10,7 @@ import typer
 from featx.cli.options import CacheDir, Json, Seed
 from featx.cli.output import command, out, print_json, table, tell
 from featx.cli.reporting import leaks_of_test
+from featx.counting import counted
 
 if TYPE_CHECKING:
     from featx.comparing import Comparison, Leaderboard
@@ -103,8 +104,8 @@ def _print_comparison(found: Comparison) -> None:
 
     console = out()
     console.print(
-        f"{found.n:,} images that none of them was trained on; always {found.baseline_name}: "
-        f"{found.baseline:.3f}",
+        f"{counted(found.n, 'image')} that none of them was trained on; always "
+        f"{found.baseline_name}: {found.baseline:.3f}",
         style="bold",
     )
     shown = table(

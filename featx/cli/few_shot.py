@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from featx.cli.options import numbers
 from featx.cli.output import out, print_json, progress_of_fits, table, tell
+from featx.counting import counted
 
 if TYPE_CHECKING:
     from featx.few_shot import LearningCurve
@@ -41,8 +42,8 @@ def few_shot(
 def _print(curve: LearningCurve) -> None:
     console = out()
     console.print(
-        f"{curve.head} on {curve.n_test:,} images ({curve.tested_on}) of {curve.cache}; always "
-        f"the commonest class: {curve.baseline:.3f}",
+        f"{curve.head} on {counted(curve.n_test, 'image')} ({curve.tested_on}) of "
+        f"{curve.cache}; always the commonest class: {curve.baseline:.3f}",
         style="bold",
     )
     shown = table(
@@ -62,6 +63,6 @@ def _print(curve: LearningCurve) -> None:
     console.print(f"leaks: {curve.exact_leaks:,} exact (left out); near ones were not looked for")
     for point in curve.points:
         if point.n_short:
-            tell(f"{point.n_short:,} classes have fewer than {point.shots:,} training images")
+            tell(f"classes of fewer than {point.shots:,} training images: {point.n_short:,}")
     for note in curve.notes:
         tell(note)

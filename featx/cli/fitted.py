@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from featx.cli.output import images, out, table, tell
+from featx.counting import counted
 
 if TYPE_CHECKING:
     from featx.fitting import Fit
@@ -40,7 +41,7 @@ def print_fit(fitted: Fit, *, is_last: bool = True) -> None:
     shown.add_row(
         str(fitted.path),
         f"{len(fitted.file.classes):,}",
-        f"{len(split.train):,} images",
+        images(len(split.train)),
         metadata["split"]["chosen_on"],
         f"{len(split.held_out):,} ({split.held_out_name})",
         _chosen(facts),
@@ -77,7 +78,7 @@ def _calibrated(calibration: Mapping[str, Any]) -> str:
 
 def _leaks_of_split(fitted: Fit, leaks: Leaks) -> str:
     """Whether held-out images are duplicates of others, and what to do about it."""
-    held_out = f"{len(fitted.split.held_out):,} held-out images"
+    held_out = counted(len(fitted.split.held_out), "held-out image")
     trained = f"the {len(fitted.split.train) + len(fitted.split.val):,} trained or chosen on"
     near = f"{leaks.near:,} near, similarity {leaks.threshold:g}"
     if leaks.why_exact_only:

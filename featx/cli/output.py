@@ -16,6 +16,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from featx.counting import counted
 from featx.errors import EXIT_INTERRUPTED, EXIT_SOME_FAILED, EXIT_UNEXPECTED, FeatxError
 from featx.interrupts import cleaning_up
 
@@ -110,7 +111,7 @@ def _out_of_memory(error: Exception) -> bool:
 
 def images(count: int) -> str:
     """``1 image``, ``1,200 images``."""
-    return f"{count:,} image{'' if count == 1 else 's'}"
+    return counted(count, "image")
 
 
 def tell_failures(failed: Sequence[Any], *, json_output: bool = False) -> None:

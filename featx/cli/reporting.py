@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from featx.cli.output import out, table
+from featx.counting import counted
 
 if TYPE_CHECKING:
     from featx.evaluation import Evaluation
@@ -22,7 +23,7 @@ def print_evaluation(evaluation: Evaluation) -> None:
     near, without = (leaks.near, leaks.accuracy_without) if leaks else (0, None)
     for name, estimate in (
         ("accuracy", report.accuracy),
-        (f"accuracy without {near:,} near duplicates", without),
+        (f"accuracy without {counted(near, 'near duplicate')}", without),
         (f"majority baseline ({baseline.class_name})", baseline.accuracy),
         ("top-5 accuracy", report.top5),
         ("balanced accuracy", report.balanced_accuracy),
@@ -37,7 +38,7 @@ def print_evaluation(evaluation: Evaluation) -> None:
             interval = "" if estimate.low is None else f"{estimate.low:.3f} to {estimate.high:.3f}"
             figures.add_row(name, f"{estimate.value:.3f}", interval)
     figures.add_row("ECE (15 bins)", f"{report.ece.value:.3f}", _if_calibrated(report))
-    where = f"{report.n:,} images ({evaluation.tested_on}) of {evaluation.cache}"
+    where = f"{counted(report.n, 'image')} ({evaluation.tested_on}) of {evaluation.cache}"
     console.print(f"{evaluation.head} on {where}", style="bold")
     console.print(figures)
     _print_calibration(evaluation)
@@ -74,7 +75,7 @@ def leaks_of_test(leaks: Leaks) -> str:
         return f"{exact}; near duplicates were not looked for: {leaks.why_exact_only}"
     return (
         f"{exact}, {leaks.near:,} near (tested; similarity {leaks.threshold:g}) among "
-        f"{leaks.compared_with:,} images trained or chosen on"
+        f"{counted(leaks.compared_with, 'image')} trained or chosen on"
     )
 
 

@@ -9,6 +9,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from featx.counting import counted
 from featx.heads.base import (
     Choice,
     FloatArray,
@@ -121,7 +122,7 @@ class CentroidHead(Head):
 
     def choice(self, n_val: int = 0) -> Choice:
         """The temperature, which only probabilities depend on."""
-        on = f"{n_val:,} val images" if n_val else self.chosen_on_
+        on = counted(n_val, "val image") if n_val else self.chosen_on_
         return Choice(f"temperature {self.temperature_:.3g}", on, self.accuracy_, {})
 
     def _blocks(self, X: npt.NDArray[Any], rows: IntArray | None) -> Iterator[tuple[slice, Tensor]]:

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 
+from featx.counting import counted
 from featx.errors import InputError
 from featx.heads.base import Choice, Head, IntArray, check_common, is_number, is_whole, require
 from featx.splits import cross_validation_folds
@@ -50,7 +51,7 @@ class EpochsHead(Head):
     def choice(self, n_val: int = 0) -> Choice:
         """The epoch: of `n_val` validation rows, of rows set aside, or the last."""
         if n_val:
-            on = f"{n_val:,} val images"
+            on = counted(n_val, "val image")
         elif self.n_set_aside_:
             on = f"{self.n_set_aside_:,} of the training images, set aside"
         else:

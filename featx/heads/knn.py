@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from featx.counting import counted
 from featx.errors import HeadError, InputError
 from featx.heads.base import (
     Choice,
@@ -152,7 +153,7 @@ class KNNHead(Head):
         what, params = f"{self.n_neighbors_} neighbours", {"n_neighbors": self.n_neighbors_}
         if self.cv_results_ is None:
             return Choice(what, "nothing: n_neighbors was given", None, params)
-        on = f"{n_val:,} val images" if n_val else self.chosen_on_
+        on = counted(n_val, "val image") if n_val else self.chosen_on_
         tried = self.cv_results_["n_neighbors"].index(self.n_neighbors_)
         return Choice(what, on, self.cv_results_["accuracy"][tried], params)
 

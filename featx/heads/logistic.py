@@ -12,6 +12,7 @@ import numpy.typing as npt
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils.class_weight import compute_class_weight
 
+from featx.counting import counted
 from featx.devices import resolve_device
 from featx.heads.base import (
     Choice,
@@ -216,7 +217,7 @@ class LogisticHead(Head):
         """C: given, or chosen on `n_val` validation rows or by cross-validation."""
         if self.C is not None or self.cv_results_ is None:
             return Choice(f"C {self.C_:g}", "nothing: C was given", None, {"C": self.C_})
-        on = f"{n_val:,} val images" if n_val else f"{self.cv}-fold cross-validation"
+        on = counted(n_val, "val image") if n_val else f"{self.cv}-fold cross-validation"
         accuracy = self.cv_results_["accuracy"][self.cv_results_["C"].index(self.C_)]
         return Choice(f"C {self.C_:g}", on, accuracy, {"C": self.C_})
 

@@ -12,6 +12,7 @@ import torch
 from sklearn.utils.class_weight import compute_class_weight
 from torch import Tensor
 
+from featx.counting import counted
 from featx.errors import InputError
 from featx.heads.base import (
     Choice,
@@ -172,7 +173,7 @@ class RidgeHead(Head):
             return Choice(
                 f"alpha {self.alpha_:g}", "nothing: alpha was given", None, {"alpha": self.alpha_}
             )
-        on = f"{n_val:,} val images" if n_val else self.chosen_on_
+        on = counted(n_val, "val image") if n_val else self.chosen_on_
         accuracy = self.cv_results_["accuracy"][self.cv_results_["alpha"].index(self.alpha_)]
         return Choice(f"alpha {self.alpha_:g}", on, accuracy, {"alpha": self.alpha_})
 
