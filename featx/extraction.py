@@ -99,7 +99,7 @@ def extract_many(
     --------
     >>> a, b = extract_many("birds/", backbones=["densenet121", "resnet50"])  # doctest: +SKIP
     """
-    asked, rules = _parted(options)
+    asked, rules = _parted({**options, "cut": next(iter(cuts), ExtractOptions.cut)})
     wanted = combinations(
         asked, backbones, cuts, [weights] if isinstance(weights, str) else weights
     )

@@ -49,6 +49,8 @@ class FeatureSet:
     fingerprint : SHA-256 of the spec, 64 hex digits.
     root : folder that `paths` are relative to.
     path : the cache file.
+    extent : (n, 2) uint16, height and width of what is picture, where whole pictures are stored
+        (`store_size`); else None.
     """
 
     features: np.ndarray
@@ -65,6 +67,7 @@ class FeatureSet:
     fingerprint: str
     root: str
     path: Path
+    extent: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.y)
@@ -117,6 +120,7 @@ class FeatureSet:
             fingerprint=self.fingerprint,
             root=self.root,
             path=self.path,
+            extent=None if self.extent is None else self.extent[rows],
         )
 
     def with_images(self, sha256: np.ndarray, *, without: np.ndarray | None = None) -> FeatureSet:
@@ -344,4 +348,5 @@ def feature_set(file: CacheFile) -> FeatureSet:
         fingerprint=file.fingerprint,
         root=file.root,
         path=file.path,
+        extent=file.read("extent")[done] if "extent" in file.columns else None,
     )

@@ -25,8 +25,17 @@ NON_FINITE: Final = 6  # the cache's status for features that are NaN or infinit
 class Sink(Protocol):
     """Where rows go: a cache being written, or memory."""
 
-    def put(self, rows: np.ndarray, features: np.ndarray, sha256: np.ndarray) -> None:
-        """Take the features (m, d...) of `rows` (m,) and their images' SHA-256 (m, 32)."""
+    def put(
+        self,
+        rows: np.ndarray,
+        features: np.ndarray,
+        sha256: np.ndarray,
+        extent: np.ndarray | None = None,
+    ) -> None:
+        """Take the features (m, d...) of `rows` (m,) and their images' SHA-256 (m, 32).
+
+        Of pictures that are stored whole `extent` (m, 2) uint16 is the height and width.
+        """
         ...
 
     def fail(self, row: int, status: int, reason: str, sha256: bytes) -> None:
@@ -329,7 +338,12 @@ class _Batch:
         sha256 = np.frombuffer(b"".join(picture.sha256 for _, picture in self.pictures), np.uint8)
         finite = np.isfinite(features.reshape(n, -1)).all(axis=1)
         if finite.any():
-            lane.sink.put(rows[finite], features[finite], sha256.reshape(-1, 32)[finite])
+            good = rows[finite], features[finite], sha256.reshape(-1, 32)[finite]
+            if self.pictures[0][1].extent is None:
+                lane.sink.put(*good)
+            else:
+                extent = np.array([picture.extent for _, picture in self.pictures], np.uint16)
+                lane.sink.put(*good, extent[finite])
         for slot in np.flatnonzero(~finite).tolist():
             row, picture = self.pictures[slot]
             lane.sink.fail(

@@ -6,10 +6,11 @@ Imports neither torch nor h5py, so that a process that only decodes starts quick
 from __future__ import annotations
 
 import hashlib
+import itertools
 import math
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final, Literal, Protocol
 
@@ -21,6 +22,7 @@ from featx.image_modes import grey_of
 from featx.resampling import MAX_WINDOW_BYTES, Window, Windows, matches_pillow
 from featx.transforms import Transform
 
+_EXTENT: Final = struct.Struct("<HH")
 _SIZE: Final = struct.Struct("<II")  # height and width of a picture to be resized, else zeros
 
 
@@ -33,11 +35,14 @@ class Picture:
     pixels : (crop, crop, c) uint8; with a window (h, w, c), the part that is to be resized.
     sha256 : of the file.
     window : how it is to be resized; None where it has been.
+    extent : height and width of what is picture, where it is stored whole: pixels are then
+        (side, side, c), and 0 below and to the right of it.
     """
 
     pixels: np.ndarray
     sha256: bytes
     window: Window | None = None
+    extent: tuple[int, int] | None = None
 
 
 def batch_of(pictures: Sequence[Picture], batch_size: int) -> np.ndarray | Windows:
@@ -81,7 +86,7 @@ class AnyLoader(Protocol):
         """A picture as bytes, in parts, without its digest."""
         ...
 
-    def unpacked(self, body: bytes | bytearray, sha256: bytes) -> Picture:
+    def unpacked(self, body: bytes | bytearray | memoryview, sha256: bytes) -> Picture:
         """The picture in such bytes; `ValueError` for what `packed` cannot have given."""
         ...
 
@@ -100,17 +105,20 @@ class Loader:
     options : EXIF and size rules of decoding.
     mode : ``exact`` or ``fast``, see `featx.transforms`.
     windows : whether pictures are left to be resized by others where that gives the same bits.
+    store_size : None, or the side of the square that whole pictures are fitted into.
     """
 
     transform: Transform
     options: DecodeOptions = field(default_factory=DecodeOptions)
     mode: Literal["exact", "fast"] = "fast"
     windows: bool = False
+    store_size: int | None = None
 
     @property
     def shape(self) -> tuple[int, int, int]:
         """Of the pixels of every picture once it is resized."""
-        return self.transform.crop, self.transform.crop, self.transform.channels
+        side = self.store_size or self.transform.crop
+        return side, side, self.transform.channels
 
     def read(self, path: Path) -> bytes:
         """The bytes of a file; `ImageError` of status 2 or 4 where they cannot be had."""
@@ -122,7 +130,16 @@ class Loader:
 
     def picture(self, data: bytes, sha256: bytes) -> Picture:
         """The picture in the bytes of a file; `ImageError` of status 3 or 4 where there is none."""
-        pixels = self.pixels(data)
+        return self.picture_of(self.pixels(data), sha256)
+
+    def picture_of(self, pixels: np.ndarray, sha256: bytes) -> Picture:
+        """The picture of decoded pixels (h, w, 3), which others may have to resize."""
+        if self.store_size is not None:
+            whole = self.transform.shrunk(self._channels(pixels), self.store_size)
+            h, w = whole.shape[:2]
+            square = np.zeros(self.shape, np.uint8)
+            square[:h, :w] = whole
+            return Picture(square, sha256, extent=(h, w))
         window = self._window(*pixels.shape[:2]) if self.windows else None
         if window is None or not matches_pillow():
             return Picture(self.resized(pixels), sha256)
@@ -147,7 +164,7 @@ class Loader:
     @property
     def body_bytes(self) -> tuple[int, int]:
         """How many bytes `packed` gives: the fewest and the most."""
-        size = math.prod(self.shape)
+        size = math.prod(self.shape) + (_EXTENT.size if self.store_size is not None else 0)
         if not self.windows:
             return size, size
         return _SIZE.size + self.transform.channels, _SIZE.size + max(size, MAX_WINDOW_BYTES)
@@ -158,16 +175,24 @@ class Loader:
         expected = self.shape if window is None else window.shape
         assert picture.pixels.shape == expected, f"pixels of {picture.pixels.shape}, not {expected}"
         pixels = np.ascontiguousarray(picture.pixels).reshape(-1).data
+        if picture.extent is not None:
+            return _EXTENT.pack(*picture.extent), pixels
         if not self.windows:
             return (pixels,)
         return _SIZE.pack(*(window.down.n_in, window.across.n_in) if window else (0, 0)), pixels
 
-    def unpacked(self, body: bytes | bytearray, sha256: bytes) -> Picture:
+    def unpacked(self, body: bytes | bytearray | memoryview, sha256: bytes) -> Picture:
         """The picture in such bytes; `ValueError` for what `packed` cannot have given.
 
         All that is believed of a window is how large its picture was, within bounds: the rest
         follows from the transform, so that nobody who resizes it looks beyond its pixels.
         """
+        if self.store_size is not None:
+            h, w = _EXTENT.unpack_from(body)
+            if not 0 < min(h, w) <= max(h, w) <= self.store_size:
+                raise ValueError(f"no picture of {h} x {w} pixels is stored in {self.store_size}")
+            pixels = np.frombuffer(body, np.uint8, offset=_EXTENT.size)
+            return Picture(pixels.reshape(self.shape), sha256, extent=(h, w))
         if not self.windows:
             return Picture(np.frombuffer(body, np.uint8).reshape(self.shape), sha256)
         pixels = np.frombuffer(body, np.uint8, offset=_SIZE.size)
@@ -193,12 +218,12 @@ class Loader:
 class ManyLoader:
     """Several loaders as one, which reads and decodes a file once for all of them.
 
-    The pixels of its pictures are those of each loader one after another, flat; `parts` takes them
-    apart.
+    The pixels of its pictures are what each loader packs, one after another, flat; `parts` takes
+    them apart.
 
     Attributes
     ----------
-    loaders : at least one, all of the same options and mode.
+    loaders : at least one, all of the same options and mode. None leaves resizing to others.
     """
 
     loaders: tuple[Loader, ...]
@@ -206,11 +231,17 @@ class ManyLoader:
     def __post_init__(self) -> None:
         rules = {(loader.options, loader.mode) for loader in self.loaders}
         assert len(rules) == 1, "they would decode a file in different ways"
+        alone = tuple(replace(loader, windows=False) for loader in self.loaders)
+        object.__setattr__(self, "loaders", alone)
 
     @property
     def shape(self) -> tuple[int, ...]:
         """Of the flat pixels."""
-        return (sum(math.prod(loader.shape) for loader in self.loaders),)
+        return (sum(self._sizes),)
+
+    @property
+    def _sizes(self) -> list[int]:
+        return [loader.body_bytes[0] for loader in self.loaders]
 
     def read(self, path: Path) -> bytes:
         """As of `Loader`."""
@@ -219,8 +250,8 @@ class ManyLoader:
     def picture(self, data: bytes, sha256: bytes) -> Picture:
         """As of `Loader`; `ImageError` where one of the loaders has no picture."""
         pixels = self.loaders[0].pixels(data)
-        made = [loader.resized(pixels).reshape(-1) for loader in self.loaders]
-        return Picture(np.concatenate(made), sha256)
+        made = [loader.packed(loader.picture_of(pixels, sha256)) for loader in self.loaders]
+        return Picture(np.frombuffer(b"".join(itertools.chain(*made)), np.uint8), sha256)
 
     @property
     def body_bytes(self) -> tuple[int, int]:
@@ -233,17 +264,16 @@ class ManyLoader:
         assert picture.pixels.shape == self.shape
         return (picture.pixels.data,)
 
-    def unpacked(self, body: bytes | bytearray, sha256: bytes) -> Picture:
+    def unpacked(self, body: bytes | bytearray | memoryview, sha256: bytes) -> Picture:
         """The picture of such flat pixels."""
         return Picture(np.frombuffer(body, np.uint8).reshape(self.shape), sha256)
 
     def parts(self, picture: Picture) -> tuple[Picture, ...]:
         """The picture of each loader."""
-        ends = np.cumsum([math.prod(loader.shape) for loader in self.loaders])
-        flat = np.split(picture.pixels, ends[:-1])
+        flat = np.split(picture.pixels, np.cumsum(self._sizes)[:-1])
         return tuple(
-            Picture(pixels.reshape(loader.shape), picture.sha256)
-            for pixels, loader in zip(flat, self.loaders, strict=True)
+            loader.unpacked(body.data, picture.sha256)
+            for body, loader in zip(flat, self.loaders, strict=True)
         )
 
     def __call__(self, path: Path) -> Picture:

@@ -126,7 +126,13 @@ class MemorySink:
         self.sha256 = np.zeros((n, 32), np.uint8)
         self.failed: dict[int, tuple[int, str]] = {}
 
-    def put(self, rows: np.ndarray, features: np.ndarray, sha256: np.ndarray) -> None:
+    def put(
+        self,
+        rows: np.ndarray,
+        features: np.ndarray,
+        sha256: np.ndarray,
+        extent: np.ndarray | None = None,
+    ) -> None:
         self.features[rows] = features
         self.sha256[rows] = sha256
 

@@ -180,7 +180,9 @@ def pixel_pipeline(
     options : how images are decoded.
     threads : of the CPU that others, which share the pass over the images, compute with.
     """
-    loader = _loader(options, backbone.transform)
+    if options.store_size is not None:
+        _check_store_size(options.store_size, backbone.transform)
+    loader = replace(_loader(options, backbone.transform), store_size=options.store_size)
     engine = PixelEngine(loader.shape)
     return Pipeline(backbone, PIXELS, engine, loader, resolve_device("cpu"), "fp32", threads, {})
 
@@ -198,6 +200,20 @@ def _pixel_pipeline(
         if may_remember:
             remember(options, "fp32", known)
     return pixel_pipeline(known.backbone, options, threads=known.threads)
+
+
+def _check_store_size(store_size: int, transform: Transform) -> None:
+    """Refuse whole pictures of which the network's own input could not be made."""
+    if transform.resize is None:
+        raise InputError(
+            "store_size makes large pictures smaller, but this transform crops them as they are; "
+            "leave it out, or say --resize"
+        )
+    if store_size < transform.crop:
+        raise InputError(
+            f"store_size must be at least the crop of the network, {transform.crop} pixels, got "
+            f"{store_size}: pictures would be enlarged again"
+        )
 
 
 def _backbone(options: ExtractOptions, transform: Transform | None) -> Backbone:

@@ -174,7 +174,13 @@ class _HeadSink:
         self.probabilities = np.zeros((n, len(file.classes)))
         self.failed: dict[int, tuple[int, str]] = {}
 
-    def put(self, rows: np.ndarray, features: np.ndarray, sha256: np.ndarray) -> None:
+    def put(
+        self,
+        rows: np.ndarray,
+        features: np.ndarray,
+        sha256: np.ndarray,
+        extent: np.ndarray | None = None,
+    ) -> None:
         self.probabilities[rows] = probabilities(
             self._file, features.reshape(len(rows), -1), calibrated=self._calibrated
         )

@@ -121,6 +121,7 @@ def options_of_spec(
         max_pixels=spec["max_pixels"],
         precision=spec["precision"],
         dtype=ExtractOptions.dtype if dtype == PIXEL_TYPE else dtype,
+        store_size=spec.get("store_size"),
         device=device,
         batch_size=batch_size,
         label_from=rules.get("label_from", "first"),

@@ -20,6 +20,7 @@ _MAGIC: Final = frozenset("*?[")
 _NOT_OF_PIXELS: Final = ("pool", "precision")  # they change nothing there
 _MAX_NAME_BYTES: Final = 180  # file systems allow 255; endings such as .partial come on top
 
+MAX_STORE_SIZE: Final = 10_000  # as of a transform
 PIXEL_TYPE: Final = "uint8"  # what pixels are stored as
 
 
@@ -43,6 +44,9 @@ class ExtractOptions:
     engine : what executes the network: ``auto``, or one of `featx.engines.choice.ENGINES`.
     device, precision, batch_size, workers : how to run; ``None`` for the fixed rule's choice.
     dtype : what features are stored as, ``float32`` or ``float16``; pixels are uint8.
+    store_size : of pixels, None: as they would enter the network. Else whole pictures are stored,
+        not cropped, for random crops to see all of them: the long side of each is made so many
+        pixels if it is longer, it lies at the top left, and the rest is 0.
     transform : fields of the preprocessing to override: resize, crop, mean, std, interpolation.
     label_from, split_folders : rules of the image list, see `featx.images.list_images`.
     """
@@ -61,6 +65,7 @@ class ExtractOptions:
     batch_size: int | None = None
     workers: int | None = None
     dtype: str = "float32"
+    store_size: int | None = None
     transform: Mapping[str, Any] = field(default_factory=dict)
     label_from: str = "first"
     split_folders: bool | None = None
@@ -81,9 +86,18 @@ class ExtractOptions:
                 raise InputError(f"{name} must be at least 1, got {value}")
         if self.cut == INPUT:
             self._check_pixels()
+        elif self.store_size is not None:
+            raise InputError(
+                f"store_size is of pixels, at cut input; at cut {self.cut} features are stored. "
+                "Leave it out, or extract the pixels in a run of their own"
+            )
 
     def _check_pixels(self) -> None:
         """Refuse what cannot be done to pixels."""
+        if self.store_size is not None and not 1 <= self.store_size <= MAX_STORE_SIZE:
+            raise InputError(
+                f"store_size must be 1 to {MAX_STORE_SIZE:,} pixels, got {self.store_size}"
+            )
         if self.dtype != ExtractOptions.dtype:
             raise InputError(
                 f"pixels (cut input) are stored as uint8, so {self.dtype} cannot be had for them; "
@@ -158,6 +172,7 @@ def make_spec(
         "max_pixels": options.max_pixels,
         "precision": precision,
         "dtype": PIXEL_TYPE if front.is_pixels else options.dtype,
+        **({} if options.store_size is None else {"store_size": options.store_size}),
         # how the images were found does not matter where the rules of their labels are the same
         "images": {name: rule for name, rule in table.rules.items() if name != "source"},
         **({"code_sha256": front.code_sha256} if front.code_sha256 else {}),
@@ -181,7 +196,7 @@ def default_name(
         if options.weights == "random":
             shown = "random" if options.seed == standard.seed else f"random{options.seed}"
         extras["weights"] = shown or backbone.weights_sha256[:8]
-    for key in ("pool", "decode", "dtype", "precision", "max_pixels", "label_from"):
+    for key in ("pool", "decode", "dtype", "precision", "store_size", "max_pixels", "label_from"):
         value = getattr(options, key)
         is_standard = value == getattr(standard, key) or (key == "precision" and value == "fp32")
         if not is_standard and not (options.cut == INPUT and key in _NOT_OF_PIXELS):

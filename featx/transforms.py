@@ -223,6 +223,21 @@ class Transform:
             return _crop_in_passes(pixels, new_h, new_w, self.crop, resample)
         return _crop_of_resized(pixels, new_h, new_w, self.crop, resample)
 
+    def shrunk(self, pixels: np.ndarray, side: int) -> np.ndarray:
+        """Return a whole picture (h, w, c) uint8, its long side `side` if it was longer.
+
+        By Pillow's filter of `interpolation`. A smaller picture is returned as it is.
+        """
+        from PIL import Image
+
+        h, w = pixels.shape[:2]
+        long = max(h, w)
+        if long <= side:
+            return pixels
+        new_h, new_w = (max(1, round(side * length / long)) for length in (h, w))
+        resample = Image.Resampling(INTERPOLATIONS[self.interpolation])
+        return _array(_image(pixels).resize((new_w, new_h), resample))
+
     def window(self, h: int, w: int) -> Window | None:
         """Return the part of an h x w picture that `resize_crop` needs, if others may resize it.
 

@@ -78,13 +78,17 @@ def columns(
     path_bytes: int,
     n_classes: int,
     name_bytes: int,
+    *,
+    has_extent: bool = False,
 ) -> dict[str, Column]:
     """Every dataset of a cache of `n` images, in the order in which they lie in the file.
 
     `path_bytes` and `name_bytes` are the lengths of the longest path and class name. Without
     classes the `classes` dataset keeps one empty name, since HDF5 allocates nothing for none.
+    Caches of whole pictures have an `extent`: height and width of each, 0 of failed ones.
     """
     u1, i8 = np.dtype("u1"), np.dtype("<i8")
+    extent = {"extent": Column(np.dtype("<u2"), (n, 2), True)} if has_extent else {}
     return {
         "status": Column(u1, (n,), True),
         "crc32": Column(np.dtype("<u4"), (n,), True),
@@ -99,6 +103,7 @@ def columns(
         "classes": Column(np.dtype(f"S{max(1, name_bytes)}"), (max(1, n_classes),), False),
         "run": Column(u1, (RUN_BYTES,), False),
         "digest": Column(u1, (32,), False),
+        **extent,
         "features": Column(np.dtype(dtype).newbyteorder("<"), (n, *feature_shape), True),
     }
 

@@ -36,6 +36,7 @@ _SHARED: Final = 0x02  # a message whose content lies elsewhere
 # IV.A.2.d without the version: class, bit field, size, properties.
 _DTYPES: Final = {
     "00 000000 01000000 0000 0800": "u1",
+    "00 000000 02000000 0000 1000": "<u2",
     "00 000000 04000000 0000 2000": "<u4",
     "00 080000 08000000 0000 4000": "<i8",
     "01 200f00 02000000 0000 1000 0a 05 00 0a 0f000000": "<f2",

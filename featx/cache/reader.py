@@ -221,7 +221,8 @@ def _look_over(path: Path, size_bytes: int) -> CacheFile:
 
 def _expected_columns(datasets: Mapping[str, Stored], path: Path) -> dict[str, Column]:
     """The layout that the file's own sizes imply; every dataset is then held against it."""
-    needed = columns(1, (1,), "float32", 1, 1, 1)
+    has_extent = "extent" in datasets
+    needed = columns(1, (1,), "float32", 1, 1, 1, has_extent=has_extent)
     if set(datasets) != set(needed):
         wrong = ", ".join(sorted(set(datasets) ^ set(needed)))
         raise CacheError(f"{path} is not a featx cache: missing or unexpected datasets: {wrong}")
@@ -241,6 +242,7 @@ def _expected_columns(datasets: Mapping[str, Stored], path: Path) -> dict[str, C
         paths.dtype.itemsize,
         names.shape[0],
         names.dtype.itemsize,
+        has_extent=has_extent,
     )
 
 

@@ -71,6 +71,7 @@ class CacheWriter:
         with told_as_disk_error(file.path, "open"):
             self._fd = disk.open(file.path)
         self._features = file.columns["features"]
+        self._has_extent = "extent" in file.columns
         self._row_bytes = sum(
             column.row_bytes for column in file.columns.values() if column.per_row
         )
@@ -124,6 +125,7 @@ class CacheWriter:
             arrays["paths"].dtype.itemsize,
             len(arrays["classes"]),
             arrays["classes"].dtype.itemsize,
+            has_extent="store_size" in spec,
         )
         attributes = {
             "format": f"featx cache {format_of(layout['features'])}",
@@ -178,7 +180,13 @@ class CacheWriter:
         """Numbers of the rows that are still to do, (m,) int64, ascending."""
         return np.flatnonzero(self._status == Status.PENDING)
 
-    def put(self, rows: np.ndarray, features: np.ndarray, sha256: np.ndarray) -> None:
+    def put(
+        self,
+        rows: np.ndarray,
+        features: np.ndarray,
+        sha256: np.ndarray,
+        extent: np.ndarray | None = None,
+    ) -> None:
         """Write the features of `rows`.
 
         Parameters
@@ -186,10 +194,11 @@ class CacheWriter:
         rows : (m,) int64 row numbers, ascending.
         features : (m, d...) of the cache's dtype, finite.
         sha256 : (m, 32) uint8, of the image files' bytes.
+        extent : (m, 2) uint16, of whole pictures.
         """
         features = np.ascontiguousarray(features, dtype=self._features.dtype)
         assert features.shape == (len(rows), *self.file.feature_shape), features.shape
-        self._settle(rows, features, sha256)
+        self._settle(rows, features, sha256, extent=extent)
 
     def fail(self, row: int, status: int, reason: str, sha256: bytes = bytes(32)) -> None:
         """Record that the image of `row` has no features, and why; they become NaN, pixels 0.
@@ -275,7 +284,8 @@ class CacheWriter:
             rows, features = rows[intact], features[intact]
             status, sha256, errors = (source.take(name, source_rows[rows]) for name in MASKING)
             errors[status == Status.DONE] = b""  # it has none; what is there is damage
-            self._settle(rows, features, sha256, status, errors)
+            extent = source.take("extent", source_rows[rows]) if self._has_extent else None
+            self._settle(rows, features, sha256, status, errors, extent=extent)
         return damaged
 
     def _put_back(self, rows: np.ndarray) -> None:
@@ -295,11 +305,24 @@ class CacheWriter:
             self._write_rows("crc32", rows, self.file.take("crc32", rows) ^ mask)
 
     def _settle(
-        self, rows: np.ndarray, features: np.ndarray, sha256: np.ndarray, *told: np.ndarray
+        self,
+        rows: np.ndarray,
+        features: np.ndarray,
+        sha256: np.ndarray,
+        *told: np.ndarray,
+        extent: np.ndarray | None = None,
     ) -> None:
-        """Write features, and note what the commit writes beside them; `told` as `Uncommitted`."""
+        """Write features, and note what the commit writes beside them; `told` as `Uncommitted`.
+
+        An `extent` is part of what a checksum vouches for; where none is given it is 0.
+        """
         self._write_rows("features", rows, features)
-        self._uncommitted.add(rows, crc32_of(features), sha256, *told)
+        crc32 = crc32_of(features)
+        if self._has_extent:
+            extent = np.zeros((len(rows), 2), "<u2") if extent is None else extent.astype("<u2")
+            self._write_rows("extent", rows, extent)
+            crc32 ^= crc32_of(extent)
+        self._uncommitted.add(rows, crc32, sha256, *told)
         self._idle_bytes += features.nbytes
         if self._idle_bytes >= WRITE_BACK_BYTES:
             self._idle_bytes = 0

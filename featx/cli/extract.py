@@ -93,6 +93,14 @@ def extract(
     store: Annotated[
         str, typer.Option(help="float32 or float16; pixels (--cut input) are uint8.")
     ] = "float32",
+    store_size: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="With --cut input: store whole pictures, the long side at most so many pixels, "
+            "for random crops to see all of them.",
+        ),
+    ] = None,
     exif: Annotated[
         bool, typer.Option("--exif/--no-exif", help="Turn images as their EXIF data say.")
     ] = True,
@@ -179,6 +187,8 @@ def extract(
         batch_size=batch_size,
         workers=workers,
         dtype=store,
+        store_size=store_size,
+        cut=(cut or [ExtractOptions.cut])[0],
         transform=given(
             resize=resize,
             crop=crop,

@@ -25,6 +25,7 @@ MEANING: Final = (
     "layout",
     "shape",
     "transform",
+    "store_size",
 )
 
 # What `fit_head` records and the later stages rely on.
