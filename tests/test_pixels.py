@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -330,3 +332,24 @@ def test_a_second_run_asks_no_network_what_is_known(
         assert getattr(second.backbone, name) == getattr(first.backbone, name)
     assert (second.loader, second.threads) == (first.loader, first.threads)
     assert second.front == first.front == PIXELS_FRONT
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="the peak is read from /proc")
+def test_four_times_the_pixels_take_no_more_memory(tmp_path: Path) -> None:
+    def peak_bytes(n: int) -> int:
+        folder = tmp_path / str(n) / "a"
+        folder.mkdir(parents=True)
+        Image.new("RGB", (32, 32), "red").save(folder / "0.png")
+        for i in range(1, n):
+            shutil.copy(folder / "0.png", folder / f"{i}.png")
+        command = [
+            sys.executable, "-m", "featx", "extract", "--backbone", "squeezenet1_1", "--weights",
+            "random", "--cut", "input", "--cache-dir", str(tmp_path), "--json", str(folder.parent),
+        ]  # fmt: skip
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        return int(json.loads(done.stdout)["run"]["peak_memory_bytes"])
+
+    few, many = 300, 1200
+    pixels_bytes = (many - few) * 224 * 224 * 3
+    assert peak_bytes(many) - peak_bytes(few) <= 0.2 * pixels_bytes
