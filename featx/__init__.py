@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from featx.importing import import_features as import_features
     from featx.prediction import predict as predict
     from featx.repairing import repair as repair
+    from featx.whole_network import export_network as export_network
 
 _HOME: Final = {
     "FeatureExtractor": "featx.extractor",
@@ -44,6 +45,7 @@ _HOME: Final = {
     "cross_validate": "featx.cross_validation",
     "evaluate": "featx.evaluation",
     "export": "featx.exporting",
+    "export_network": "featx.whole_network",
     "extract": "featx.extraction",
     "extract_many": "featx.extraction",
     "fit_final": "featx.finalising",

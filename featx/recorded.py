@@ -5,16 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from featx.errors import HeadError, WeightsError
 from featx.foreign import check_computable
 from featx.identity import BackboneIdentity, FrontIdentity
-from featx.own_network import trusted_name
+from featx.own_network import code_sha256, is_own, trusted_name
 from featx.pipeline import MAX_SAMPLES, Pipeline, build_pipeline, pixel_pipeline
 from featx.specs import PIXEL_TYPE, ExtractOptions
 from featx.transforms import Transform
 from featx.weight_files import is_local_weights, sha256_file
+
+if TYPE_CHECKING:
+    from featx.frozen import Backbone
 
 # What a spec must say for the pipeline to be built again.
 _RECORD: Final = {
@@ -72,15 +75,47 @@ def pipeline_of_spec(
         samples=files[:MAX_SAMPLES],
         n_images=len(files) or None,
     )
-    found = pipeline.backbone.weights_sha256
+    _check_weights(spec, pipeline.backbone.weights_sha256, options.weights)
+    _check_code(spec, pipeline.front.code_sha256, options.backbone)
+    return pipeline
+
+
+def backbone_of_spec(
+    spec: Mapping[str, Any],
+    plan: Mapping[str, Any],
+    *,
+    backbone: str | None = None,
+    weights: str | None = None,
+) -> Backbone:
+    """The whole network that made a cache, from its recorded spec.
+
+    Parameters and errors as of `pipeline_of_spec`.
+    """
+    from featx.backbones import load_backbone
+    from featx.cut import build_front
+
+    check_computable(spec)
+    _check_record(spec, plan)
+    options = options_of_spec(spec, plan, backbone=backbone, weights=weights)
+    _check_recorded_file(plan["weights"], weights, spec)
+    loaded = load_backbone(options.backbone, weights=options.weights, seed=options.seed)
+    _check_weights(spec, loaded.weights_sha256, options.weights)
+    if is_own(loaded.name):
+        front = build_front(
+            loaded.network, cut=options.cut, pool=options.pool, input_shape=loaded.traced_at
+        )
+        _check_code(spec, code_sha256(front.body), options.backbone)
+    return loaded
+
+
+def _check_weights(spec: Mapping[str, Any], found: str, weights: str) -> None:
+    """Refuse weights that are not those that made the features."""
     if found != spec["weights_sha256"]:
         raise HeadError(
             f"the features were made with {spec['backbone']} weights of SHA-256 "
-            f"{spec['weights_sha256'][:16]}…, but {options.weights!r} has {found[:16]}…; "
+            f"{spec['weights_sha256'][:16]}…, but {weights!r} has {found[:16]}…; "
             "give the right file with --weights"
         )
-    _check_code(spec, pipeline.front.code_sha256, options.backbone)
-    return pipeline
 
 
 def _check_code(spec: Mapping[str, Any], found: str, backbone: str) -> None:

@@ -1,13 +1,13 @@
-"""`featx export` and `featx import`: features for other programs, and from them."""
+"""`featx export` and `featx import`: features and networks for other programs, and back."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from featx.cli.options import CacheDir, Json, Seed
+from featx.cli.options import CacheDir, Json, OwnBackbone, Seed
 from featx.cli.output import (
     command,
     exit_if_failed,
@@ -17,15 +17,23 @@ from featx.cli.output import (
     tell,
     tell_failures,
 )
+from featx.errors import InputError
 
 
 @command
 def export(
     cache: Annotated[
-        Path | None, typer.Argument(help="A cache; the newest in --cache-dir if none is named.")
+        Path | None,
+        typer.Argument(
+            help="A cache, the newest in --cache-dir if none is named; a head for a state-dict."
+        ),
     ] = None,
     to: Annotated[
-        str | None, typer.Option(help="parquet, npz or csv; or what the ending of --out says.")
+        str | None,
+        typer.Option(
+            help="parquet, npz or csv, or what the ending of --out says; state-dict for a whole "
+            "network: a head as the last layer of its backbone."
+        ),
     ] = None,
     out_file: Annotated[
         Path | None, typer.Option("--out", help="The file, instead of the cache's name beside it.")
@@ -40,15 +48,29 @@ def export(
         float, typer.Option(help="Held out, where the images have no split of their own.")
     ] = 0.2,
     seed: Seed = 0,
+    weights: Annotated[
+        str | None,
+        typer.Option(help="Of a head: the backbone's weights file; as recorded if not given."),
+    ] = None,
+    backbone: OwnBackbone = None,
     cache_dir: CacheDir = Path("cache"),
     json_output: Json = False,
 ) -> None:
     """Write features, labels, split and hashes of a cache to one file for other programs.
 
-    Images without features have no row there; they are named, and the exit code is 3.
+    Images without features have no row there; they are named, and the exit code is 3. Of a head
+    (--to state-dict) the whole network is written, as torchvision's own, and class_indices.json.
     """
     from featx.exporting import export as run
 
+    if to == "state-dict" or (cache is not None and cache.suffix == ".safetensors"):
+        if split is not None or (test_fraction, seed) != (0.2, 0):
+            raise InputError("--split, --test-fraction and --seed choose rows; a head has none")
+        network = {"backbone": backbone, "weights": weights, "force": force}
+        _export_network(cache, out_file, to, json_output=json_output, **network)
+        return
+    if weights is not None or backbone is not None:
+        raise InputError("--weights and --backbone are of a head's network; a cache needs none")
     done = run(
         cache,
         out_file,
@@ -77,6 +99,37 @@ def export(
         tell("nothing to do: the file is there already, with this very content")
     tell_failures(done.failed)
     exit_if_failed(done.failed)
+
+
+def _export_network(
+    head: Path | None,
+    out_file: Path | None,
+    to: str | None,
+    *,
+    json_output: bool,
+    **network: Any,
+) -> None:
+    if to != "state-dict" or head is None:
+        raise InputError(
+            "a head becomes the last layer of its network: featx export HEAD.safetensors --to "
+            "state-dict"
+        )
+    from featx.whole_network import export_network
+
+    done = export_network(head, out_file, **network)
+    if json_output:
+        paths = {"file": str(done.path), "class_indices": str(done.class_indices)}
+        print_json({key: value for key, value in vars(done).items() if key != "path"} | paths)
+        return
+    size = f"{done.path.stat().st_size / 1e6:,.1f} MB"
+    out().print(f"{done.path}: a network of {len(done.classes)} classes, {size}")
+    if not done.written:
+        tell("nothing to do: the files are there already, with this very content")
+    temperature = f" and the temperature {done.temperature:.3g}" if done.temperature else ""
+    tell(f"the head is its last layer ({done.layer}), standardisation{temperature} folded in")
+    tell(f"images: {done.transform}; classes: {done.class_indices}")
+    tell(f"network = {done.make}")
+    tell(f"network.load_state_dict(torch.load({str(done.path)!r}, weights_only=True))")
 
 
 @command

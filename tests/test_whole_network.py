@@ -1,0 +1,186 @@
+"""A head and its network as one state dict, loaded by torchvision itself."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torchvision import models
+from typer.testing import CliRunner
+
+from featx.backbones import load_backbone
+from featx.cli import app
+from featx.cut import build_front
+from featx.errors import HeadError
+from featx.frozen import Backbone
+from featx.heads import (
+    CentroidHead,
+    KNNHead,
+    LinearHead,
+    LogisticHead,
+    MLPHead,
+    RidgeHead,
+)
+from featx.heads.cached import load_recorded, probabilities
+from featx.heads.file import save_head
+from featx.whole_network import _maker, export_network, whole_network
+
+NAME = "shufflenet_v2_x0_5"
+IMAGES = torch.randn(24, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+CLASSES = ("ants", "bees", "wasps")
+
+
+@pytest.fixture(scope="module")
+def backbone() -> Backbone:
+    return load_backbone(NAME, weights="random", transform={"resize": 70, "crop": 64})
+
+
+@pytest.fixture(scope="module")
+def features(backbone: Backbone) -> np.ndarray:
+    with torch.no_grad():
+        return build_front(backbone.network)(IMAGES).numpy()
+
+
+@pytest.fixture
+def record(backbone: Backbone) -> dict[str, Any]:
+    """What `fit_head` writes of the features."""
+    spec = {
+        "backbone": NAME, "weights_sha256": backbone.weights_sha256, "cut": "mean", "pool": "none",
+        "decode": "fast", "exif": True, "max_pixels": 10**8, "precision": "fp32",
+        "transform": backbone.transform.to_dict(),
+    }  # fmt: skip
+    plan = {"weights": {"name": "random", "path": "", "seed": 0}}
+    words = dict.fromkeys(("file", "path", "fingerprint", "root"), "")
+    return {
+        "cache": {"spec": spec, "plan": plan, **words},
+        "split": {"held_out_name": "", "train_counts": []},
+    }
+
+
+def save(path: Path, head: Any, features: np.ndarray, record: dict[str, Any], k: int = 3) -> Path:
+    labels = np.arange(len(features)) % k
+    return save_head(path, head.fit(features, labels), classes=CLASSES[:k], metadata=record)
+
+
+def networks_answer(state: Any, k: int) -> np.ndarray:
+    """What torchvision's own network says, with nothing but the state dict."""
+    network = models.get_model(NAME, num_classes=k).eval()
+    network.load_state_dict(state, strict=True)
+    with torch.no_grad():
+        return network(IMAGES).softmax(1).numpy()
+
+
+@pytest.mark.parametrize(
+    ("head", "k", "temperature"),
+    [
+        (LogisticHead(C=1.0), 3, None),
+        (LogisticHead(C=1.0), 2, 2.5),
+        (LinearHead(epochs=3, validation_fraction=0), 3, 0.5),
+        (RidgeHead(alpha=1.0), 2, None),
+        (CentroidHead(), 3, None),
+    ],
+)
+def test_torchvisions_network_gives_the_heads_probabilities(
+    tmp_path: Path,
+    head: Any,
+    k: int,
+    temperature: float | None,
+    features: np.ndarray,
+    record: dict[str, Any],
+) -> None:
+    if temperature:
+        record["calibration"] = {"temperature": temperature, "fitted_on": "24 val images"}
+    file = load_recorded(save(tmp_path / "a.safetensors", head, features, record, k))
+    expected = probabilities(file, features)
+    assert np.ptp(expected, axis=0).max() > 0.01
+    np.testing.assert_allclose(networks_answer(whole_network(file), k), expected, atol=1e-5)
+
+
+def test_heads_that_are_no_last_layer_are_refused(
+    tmp_path: Path, features: np.ndarray, record: dict[str, Any]
+) -> None:
+    for head, words in (
+        (KNNHead(n_neighbors=2), "is a knn head, which is no layer"),
+        (MLPHead(epochs=1, validation_fraction=0), "is a mlp head, which is no layer"),
+        (CentroidHead(metric="cosine"), "is a centroid head by cosine, which is no layer"),
+    ):
+        path = save(tmp_path / "a.safetensors", head, features, record)
+        with pytest.raises(HeadError, match=words):
+            export_network(path)
+    assert [file.name for file in tmp_path.iterdir()] == ["a.safetensors"]
+
+
+def test_features_that_do_not_enter_the_last_layer_are_refused(
+    tmp_path: Path, features: np.ndarray, record: dict[str, Any]
+) -> None:
+    file = load_recorded(save(tmp_path / "a.safetensors", CentroidHead(), features, record))
+    squeezed = load_backbone("squeezenet1_1", weights="random").weights_sha256
+    for changed, words in (
+        ({"cut": "stage3"}, "fitted on features at stage3, pool none; a head replaces the last"),
+        ({"pool": "max"}, "pool max; a head"),
+        ({"weights_sha256": "0" * 64}, "weights of SHA-256 0000000000000000"),
+        # a convolution, with a ReLU and a pool after it
+        ({"backbone": "squeezenet1_1", "weights_sha256": squeezed}, "not end in its classifier"),
+    ):
+        cache = {**record["cache"], "spec": {**record["cache"]["spec"], **changed}}
+        with pytest.raises(HeadError, match=words):
+            whole_network(replace(file, metadata={**record, "cache": cache}))
+
+
+def test_the_command_writes_two_files_and_says_how_the_network_is_loaded(
+    tmp_path: Path, features: np.ndarray, record: dict[str, Any]
+) -> None:
+    record["calibration"] = {"temperature": 2.5, "fitted_on": "24 val images"}
+    head = save(tmp_path / "a.logistic.safetensors", LogisticHead(C=1.0), features, record)
+
+    def run(*arguments: Any, code: int = 0) -> Any:
+        made = CliRunner().invoke(app, ["export", str(head), *map(str, arguments)])
+        assert made.exit_code == code, made.output
+        return made
+
+    made = run("--to", "state-dict")
+    assert "a network of 3 classes, 1.5 MB" in made.stdout
+    assert "its last layer (fc), standardisation and the temperature 2.5 folded in" in made.stderr
+    assert f"network = torchvision.models.{NAME}(num_classes=3)\n" in made.stderr
+    assert "images: short side to 70 (bilinear), centre of 64 x 64" in made.stderr
+    written = torch.load(tmp_path / "a.logistic.pth", weights_only=True)
+    expected = probabilities(load_recorded(head), features)
+    np.testing.assert_allclose(networks_answer(written, 3), expected, atol=1e-5)
+    indices = tmp_path / "class_indices.json"
+    assert json.loads(indices.read_text()) == {"0": "ants", "1": "bees", "2": "wasps"}
+
+    again = json.loads(run("--to", "state-dict", "--json").stdout)
+    assert (again["written"], again["layer"]) == (False, "fc")
+    assert "HEAD.safetensors --to state-dict" in run(code=2).output
+    assert "a head has none" in run("--to", "state-dict", "--split", "train", code=2).output
+    assert "ends in .pth" in run("--to", "state-dict", "--out", "a.pt", code=2).output
+    indices.write_text("{}")
+    refused = run("--to", "state-dict", "--out", tmp_path / "b.pth", code=2)
+    assert "class_indices.json is there already" in refused.output
+    assert not (tmp_path / "b.pth").exists()
+
+
+def test_the_line_that_makes_the_network_says_what_its_form_needs(backbone: Backbone) -> None:
+    for name, options in (
+        ("googlenet", "aux_logits=False, init_weights=False, transform_input=True"),
+        ("inception_v3", "aux_logits=False, init_weights=False, transform_input=True"),
+        ("vit_b_16", "image_size=384"),
+    ):
+        asked = {"image_size": 384} if name == "vit_b_16" else {"transform_input": True}
+        asked |= {"init_weights": False} if name != "vit_b_16" else {}
+        with torch.device("meta"):
+            network = models.get_model(name, weights=None, **asked)
+        line = _maker(replace(backbone, name=name, network=network), 5)
+        assert line == f"torchvision.models.{name}(num_classes=5, {options})"
+    for name, line in (
+        ("timm:resnet18", "timm.create_model('resnet18', num_classes=5)"),
+        ("mynets.small:make", "mynets.small.make()  # with 5 outputs"),
+    ):
+        assert _maker(replace(backbone, name=name), 5) == line
+    classic = load_backbone("lenet5", weights="random")
+    assert _maker(classic, 5) == "featx.classics.LeNet5(num_classes=5)"
