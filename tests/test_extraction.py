@@ -876,3 +876,14 @@ def test_an_engine_is_checked_on_images_of_the_folder_and_a_bad_one_is_passed_ov
     assert seen[0].shape == (4, 64, 64, 3)  # the three good ones, and noise
     means = seen[0][:3].mean(axis=(1, 2))
     assert means.argmax(axis=1).tolist() == [2, 1, 0]  # blue, green, red
+
+
+def test_float16_stores_the_float32_features_rounded(colour_folder: Folder, tmp_path: Path) -> None:
+    root = colour_folder(per_class=2)
+    whole, half = (
+        featx.extract(root, **TINY, cache_dir=tmp_path, dtype=dtype)
+        for dtype in ("float32", "float16")
+    )
+    assert half.X.dtype == np.float16
+    assert np.array_equal(half.X, whole.X.astype(np.float16))
+    assert not np.array_equal(half.X, whole.X)

@@ -132,3 +132,11 @@ def test_real_photographs_are_classified_as_well_as_published(
         StandardScaler(), LogisticRegression(C=fit.file.head.C_, tol=1e-8, max_iter=5000)
     )
     assert plain.fit(train.X, train.y).score(test.X, test.y) == report.accuracy.value
+
+    # what --store float16 keeps, and what the README says of it
+    half = [features.with_images(fit.file.split[part]) for part in ("train", "held_out")]
+    halved = [(part.X.astype(np.float16), part.y) for part in half]
+    head = HEADS["logistic"](C=fit.file.head.C_).fit(*halved[0])
+    assert head.score(*halved[1]) == report.accuracy.value
+    lost = np.linalg.norm(halved[1][0] - half[1].X, axis=1) / np.linalg.norm(half[1].X, axis=1)
+    assert round(lost.mean(), 4) == 0.0002
