@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from featx.comparing import fit_heads as fit_heads
     from featx.comparing import leaderboard as leaderboard
     from featx.cross_validation import cross_validate as cross_validate
+    from featx.cross_validation import cross_validate_like as cross_validate_like
     from featx.cut import list_cuts as list_cuts
     from featx.cut import split_at as split_at
     from featx.evaluation import evaluate as evaluate
@@ -43,6 +44,7 @@ _HOME: Final = {
     "bench": "featx.benching",
     "compare": "featx.comparing",
     "cross_validate": "featx.cross_validation",
+    "cross_validate_like": "featx.cross_validation",
     "evaluate": "featx.evaluation",
     "export": "featx.exporting",
     "export_network": "featx.whole_network",

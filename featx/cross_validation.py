@@ -17,12 +17,14 @@ from featx.errors import InputError
 from featx.featureset import FeatureSet, load_intact
 from featx.grouping import group_images, with_duplicates
 from featx.heads.base import Head
+from featx.heads.cached import load_recorded
+from featx.heads.contents import to_json
 from featx.heads.making import fit_on, make_head
 from featx.images import display_names
 from featx.leaks import can_compare_unasked, count_parted
 from featx.metrics import Estimate, Report, score
 from featx.splits import cross_validation_folds, leave_out_units
-from featx.workspace import newest_cache
+from featx.workspace import cache_of_head, newest_cache
 
 FIGURES: Final = ("accuracy", "balanced_accuracy", "macro_f1", "log_loss")
 _LEVEL: Final = 0.975  # two-sided 95 %
@@ -100,7 +102,7 @@ class CrossValidation:
         return {
             "cache": os.fspath(self.cache),
             "head": self.head,
-            "params": {name: _plain(value) for name, value in self.params.items()},
+            "params": to_json(self.params),
             "cv": self.cv,
             "repeats": self.repeats,
             "seed": self.seed,
@@ -246,6 +248,46 @@ def cross_validate(
     )
 
 
+def cross_validate_like(
+    head: str | os.PathLike[str],
+    cache: str | os.PathLike[str] | None = None,
+    *,
+    group: str | None = None,
+    group_duplicates: bool = False,
+    duplicate_threshold: float | None = None,
+    **keywords: Any,
+) -> CrossValidation:
+    """Measure the way of fitting of a head: its kind and parameters, and what it kept together.
+
+    Parameters
+    ----------
+    head : the head file.
+    cache : the one that the head was fitted on, if none is named.
+    group, group_duplicates, duplicate_threshold : those of the head where they are left out.
+    **keywords : of `cross_validate`: cv, repeats, seed, device, cache_dir, advance.
+
+    Raises
+    ------
+    HeadError
+        No usable head, or its cache is not found.
+    CacheError, InputError
+        As `cross_validate`.
+    """
+    file = load_recorded(head)
+    settings = file.metadata.get("settings", {})
+    recorded = settings.get("group_duplicates")
+    params = file.head.get_params()  # in the types they had: JSON has no whole numbers as keys
+    return cross_validate(
+        cache if cache is not None else cache_of_head(file.metadata["cache"], file.path),
+        head=settings.get("head", file.kind),
+        group=settings.get("group") if group is None else group,
+        group_duplicates=group_duplicates or recorded is not None,
+        duplicate_threshold=recorded if duplicate_threshold is None else duplicate_threshold,
+        **keywords,
+        **{name: params[name] for name in settings.get("params", {})},
+    )
+
+
 def _different_draws(
     labels: np.ndarray, groups: np.ndarray, cv: int, seeds: range
 ) -> dict[int, list[tuple[np.ndarray, np.ndarray]]]:
@@ -341,7 +383,3 @@ def corrected_interval(
         return Estimate(mean)
     half = float(t.ppf(_LEVEL, n - 1) * np.std(values, ddof=1) * np.sqrt(1 / n + ratio))
     return Estimate(mean, max(0.0, mean - half), min(largest, mean + half))
-
-
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value

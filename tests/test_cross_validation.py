@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 import featx
 from featx.cli import app
-from featx.cross_validation import corrected_interval, cross_validate
+from featx.cross_validation import corrected_interval, cross_validate, cross_validate_like
 from featx.errors import InputError
 from featx.fitting import fit_head
 from featx.heads import LogisticHead
@@ -316,6 +316,11 @@ def test_a_head_stands_for_the_way_it_was_fitted(tmp_path: Path) -> None:
     assert code == 0
     parsed = json.loads(stdout)
     assert (parsed["head"], parsed["params"]) == ("linear", {"epochs": 3})
+    found = cross_validate_like(head, cv=2, repeats=1, device="cpu")  # on the cache of the head
+    assert found.to_dict() == parsed
+    weighted = fit_head(path, C=0.1, class_weight={0: 5.0, 1: 1.0, 2: 1.0}, device="cpu").path
+    found = cross_validate_like(weighted, cv=2, repeats=1, device="cpu")
+    assert found.params == {"C": 0.1, "class_weight": {0: 5.0, 1: 1.0, 2: 1.0}}
     code, _, stderr = run("evaluate", path, head, "--cv", 2, "--head", "mlp")
     assert code == 2
     assert "give one" in stderr

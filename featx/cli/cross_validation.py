@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,35 +32,16 @@ def cross_validation(
     **keywords: Any,
 ) -> None:
     """Run it with a bar, print it, and write it into `out_dir` if there is one."""
-    from featx.cross_validation import cross_validate
+    from featx.cross_validation import cross_validate, cross_validate_like
 
-    params: Mapping[str, Any] = {}
-    if head is not None:
-        from featx.heads.cached import load_recorded
-
-        if kind is not None:
-            raise InputError("--head names a kind of head and HEAD has one already: give one")
-        from featx.workspace import cache_of_head
-
-        file = load_recorded(head)
-        settings = file.metadata.get("settings", {})
-        kind, params = settings.get("head"), settings.get("params", {})
-        cache = cache or cache_of_head(file.metadata["cache"], head)
-        if keywords.get("group") is None:
-            keywords["group"] = settings.get("group")
-        if "group_duplicates" in settings:
-            keywords["group_duplicates"] = True
-            if keywords.get("duplicate_threshold") is None:
-                keywords["duplicate_threshold"] = settings["group_duplicates"]
+    if head is not None and kind is not None:
+        raise InputError("--head names a kind of head and HEAD has one already: give one")
     with progress_of_fits("cross-validation") as advance:
-        found = cross_validate(
-            cache,
-            head=kind or "logistic",
-            cv=cv,
-            advance=advance,
-            **keywords,
-            **params,
-        )
+        keywords |= {"cv": cv, "advance": advance}
+        if head is None:
+            found = cross_validate(cache, head=kind or "logistic", **keywords)
+        else:
+            found = cross_validate_like(head, cache, **keywords)
     if json_output:
         print_json(found.to_dict())
     else:
@@ -99,7 +79,7 @@ def _print(found: CrossValidation) -> None:
     tell(f"kept together: {found.groups}. Images of any split the folder has are used alike")
     tell(_leaks(found))
     if found.never_tested:
-        tell(f"never tested: {found.never_tested:,} images, the only ones of their class or group")
+        tell(f"never tested: {images(found.never_tested)}, the only ones of their class or group")
     if found.unlabelled:
         tell(f"left out: {images(found.unlabelled)} without a label")
     if found.failed:
