@@ -20,10 +20,13 @@ from featx.duplicates import (
 from featx.errors import InputError, MissingExtraError
 from featx.featureset import FeatureSet, load_intact
 from featx.heads import LogisticHead
+from featx.heads.row_view import RowView
 from featx.workspace import newest_cache
 
 NEIGHBOUR: Final = 10  # an outlier is far from its so-manieth nearest image
 _FILTER: Final = "prune_by_noise_rate"
+_BLOCK: Final = 1 << 22  # values of a block of rows, and similarities at once: 16 MiB of each
+_ROWS: Final = 1 << 11  # in a block, at most
 _FENCE: Final = 1.5  # interquartile ranges below the first quartile (Tukey 1977)
 
 
@@ -236,7 +239,7 @@ def _wrong_labels(
     classes, y = np.unique(features.y[labelled], return_inverse=True)
     if len(classes) < 2:
         raise InputError(f"it takes labels of two classes, got {len(classes)}")
-    X, groups = features.take(labelled).X, groups[labelled]
+    X, groups = RowView(features.X, labelled), groups[labelled]
     head = LogisticHead(device=device, random_state=seed).fit(X, y, groups=groups)
     log_probabilities, has = out_of_fold(head, X, y, groups=groups, seed=seed)
     judged = np.flatnonzero(has)
@@ -267,17 +270,31 @@ def _neighbour_similarity(X: np.ndarray) -> np.ndarray:
 
     The tenth, so that a few copies of an outlier do not hide it. Unlike that of duplicates it is
     taken of the features as they are: strangers differ from all others in what these have in
-    common.
+    common. Two blocks of rows are read at a time, however many there are.
     """
-    from sklearn.neighbors import NearestNeighbors
-    from sklearn.preprocessing import normalize
-
-    k = min(NEIGHBOUR, len(X) - 1)
+    n, d = X.shape
+    k = min(NEIGHBOUR, n - 1)
     if k < 1:
-        return np.ones(len(X))
-    nearest = NearestNeighbors(n_neighbors=k, algorithm="brute").fit(normalize(X))
-    distance, _ = nearest.kneighbors()  # to others: not to the image itself
-    return 1 - distance[:, -1].astype(np.float64) ** 2 / 2
+        return np.ones(n)
+    similarity = np.empty(n)
+    step = max(1, _BLOCK // max(d, _ROWS))
+    for start in range(0, n, step):
+        unit = _unit(X[start : start + step])  # (b, d)
+        nearest = np.full((len(unit), k), -1.0, np.float32)
+        for other in range(0, n, step):
+            cosine = unit @ (unit if other == start else _unit(X[other : other + step])).T
+            if other == start:
+                np.fill_diagonal(cosine, -np.inf)  # to others: not to the image itself
+            nearest = np.partition(np.hstack([nearest, cosine]), -k, axis=1)[:, -k:]
+        similarity[start : start + step] = nearest[:, 0]
+    return similarity
+
+
+def _unit(rows: np.ndarray) -> np.ndarray:
+    """Rows (b, d) in float32 of length 1; one of zeros stays as it is."""
+    rows = np.asarray(rows, np.float32)
+    length = np.linalg.norm(rows, axis=1, keepdims=True)
+    return rows / np.where(length > 0, length, 1)
 
 
 def _named_pairs(features: FeatureSet, pairs: Pairs) -> tuple[DuplicatePair, ...]:

@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 import featx
 from featx import auditing
-from featx.auditing import audit
+from featx.auditing import _neighbour_similarity, audit
 from featx.cli import app
 from featx.errors import InputError, MissingExtraError
 
@@ -180,6 +180,26 @@ def test_a_planted_stranger_is_an_outlier(tmp_path: Path) -> None:
     expected = np.flatnonzero(similarity < found.outlier_fence)
     assert {o.path for o in found.outliers} == {f"{row:06d}.jpg" for row in expected}
     assert found.outliers[0].similarity == pytest.approx(similarity[7], abs=1e-6)
+
+
+def test_features_are_read_block_by_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    X = np.random.default_rng(0).normal(size=(101, 16)).astype(np.float32)
+    X[3] = 0
+    whole = _neighbour_similarity(X)
+    distances, _ = NearestNeighbors(n_neighbors=10, metric="cosine").fit(X).kneighbors()
+    assert whole == pytest.approx(1 - distances[:, -1], abs=1e-6)
+    read: list[int] = []
+
+    class Watched(np.ndarray):
+        def __getitem__(self, key: Any) -> Any:
+            found = super().__getitem__(key)
+            read.append(len(found))
+            return np.asarray(found)
+
+    monkeypatch.setattr("featx.auditing._BLOCK", 7 * 16)
+    monkeypatch.setattr("featx.auditing._ROWS", 1)
+    assert _neighbour_similarity(X.view(Watched)) == pytest.approx(whole, abs=1e-6)
+    assert max(read) == 7
 
 
 def test_copies_of_a_stranger_do_not_hide_it(tmp_path: Path) -> None:
