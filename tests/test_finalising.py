@@ -172,6 +172,13 @@ def test_the_command_fits_measures_and_fits_again(tmp_path: Path) -> None:
     code, _, stderr = run("evaluate", path, tmp_path / "a.logistic.final.safetensors")
     assert code == 2
     assert "fitted on all labelled images" in stderr
+    split = np.where(np.arange(200) < 150, 1, 2).astype(np.uint8)
+    one_group = write_cache(
+        tmp_path / "b.h5", n=200, split=split, groups=np.where(split == 2, 0, -1)
+    )
+    code, _, stderr = run("fit-head", one_group, "--final")  # of one group there is no interval
+    assert code == 0, stderr
+    assert "images: accuracy 1.000. Next: featx predict" in stderr
     code, stdout, _ = run("fit-head", path, "--final", "--json")
     parsed = json.loads(stdout)
     assert parsed["final"]["report"]["accuracy"]["value"] == measured.value

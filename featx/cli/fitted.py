@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 
 def print_final(made: Fit) -> None:
     report = made.file.metadata["final"]["report"]
-    accuracy = report["accuracy"]
+    value, low, high = (report["accuracy"][name] for name in ("value", "low", "high"))
+    interval = "" if low is None else f" ({low:.3f} to {high:.3f})"
     tell(
         f"the same settings on all {len(made.split.train):,} labelled images: {made.path}. What to "
         f"say of it is what the head before had on {report['n']:,} {report['tested_on']}: accuracy "
-        f"{accuracy['value']:.3f} ({accuracy['low']:.3f} to {accuracy['high']:.3f}). Next: featx "
-        "predict"
+        f"{value:.3f}{interval}. Next: featx predict"
     )
 
 
