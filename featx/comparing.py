@@ -14,7 +14,7 @@ from featx.comparison import Difference, compare_accuracies
 from featx.duplicates import merged_groups
 from featx.errors import CacheError, FeatxError, HeadError, InputError
 from featx.evaluation import Evaluation, evaluate
-from featx.featureset import load_intact
+from featx.featureset import load
 from featx.fitting import Fit, fit_head
 from featx.grouping import drawn_by
 from featx.heads.cached import is_final, load_recorded
@@ -264,7 +264,7 @@ def _head_of(path: Path) -> Path:
         raise InputError(f"{path} is a folder: name it alone for its leaderboard, or name heads")
     if path.suffix != ".h5":
         return path
-    features = load_intact(path)
+    features = load(path)  # every byte is checked where a head is tested on it
     for candidate in newest_first(path.parent, "*.safetensors"):
         try:
             file = load_recorded(candidate)

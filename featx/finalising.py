@@ -10,7 +10,7 @@ import numpy as np
 from featx.devices import resolve_device
 from featx.errors import HeadError, InputError
 from featx.evaluation import evaluate
-from featx.featureset import load_intact
+from featx.featureset import load
 from featx.fitting import Fit, describe, keep
 from featx.grouping import kept_together
 from featx.heads.cached import load_recorded
@@ -71,7 +71,7 @@ def fit_final(
             f"{file.path} does not say what it chose: fit it again with `featx fit-head`"
         )
     evaluation = evaluate(head=file.path, bootstrap=bootstrap)
-    features = load_intact(evaluation.cache)
+    features = load(evaluation.cache)  # every byte was checked by evaluate
     features, together, _ = kept_together(
         features, settings.get("group"), settings.get("group_duplicates")
     )

@@ -11,14 +11,16 @@ from synthetic import CLASSES, SPEC, write_cache
 from typer.testing import CliRunner
 
 import featx
+from featx.cache import open_cache
 from featx.cli import app
-from featx.comparing import leaderboard
-from featx.errors import HeadError, InputError
+from featx.comparing import compare, leaderboard
+from featx.errors import CacheError, HeadError, InputError
 from featx.evaluation import evaluate
 from featx.finalising import fit_final
 from featx.fitting import fit_head, fit_like
 from featx.heads import HEADS, LogisticHead, load_head, save_head
 from featx.prediction import predict
+from featx.usable import open_intact
 
 
 def run(*arguments: str | Path) -> tuple[int, str, str]:
@@ -159,6 +161,29 @@ def test_a_garbled_report_is_refused(tmp_path: Path, garbled: object) -> None:
     )  # fmt: skip
     with pytest.raises(HeadError, match="report of what it was measured at"):
         evaluate(path, fit.path)
+
+
+def test_the_bytes_of_a_cache_are_checked_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_cache(tmp_path / "a.h5")
+    heads = [fit_head(path, C=C).path for C in (1.0, 0.1)]
+    checked: list[Path] = []
+    check = open_intact
+    monkeypatch.setattr(
+        "featx.featureset.open_intact", lambda path: checked.append(Path(path)) or check(path)
+    )
+    fit_final(heads[0])
+    assert checked == [path]
+    checked.clear()
+    compare([path, heads[0]])  # the cache stands for the newer head
+    assert checked == [path, path]  # once for each of the two
+    with path.open("r+b") as stream:
+        stream.seek(open_cache(path).offsets["features"] + 9)
+        stream.write(b"\xee")
+    for run_ in (lambda: fit_final(heads[0], force=True), lambda: compare([path, heads[0]])):
+        with pytest.raises(CacheError, match="damaged"):
+            run_()
 
 
 def test_the_command_fits_measures_and_fits_again(tmp_path: Path) -> None:
