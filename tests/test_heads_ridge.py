@@ -14,7 +14,7 @@ import featx.heads.base
 import featx.heads.spectrum
 from featx.errors import InputError
 from featx.heads import ALPHA_GRID, RidgeHead
-from featx.heads.temperature import fit_temperature
+from featx.heads.temperature import smoothed_temperature
 from featx.splits import cross_validation_folds
 
 SHAPES = [(90, 12, 4), (40, 70, 3), (60, 8, 2), (30, 50, 2)]
@@ -222,9 +222,9 @@ def test_probabilities_of_labels_that_mean_nothing_are_not_sure():
 
 def test_scores_that_tell_nothing_apart_and_scores_that_tell_all():
     y = torch.arange(40) % 2
-    assert fit_temperature(torch.zeros(40, 2, dtype=torch.float64), y) == 1
+    assert smoothed_temperature(torch.zeros(40, 2, dtype=torch.float64), y) == 1
     perfect = 2 * torch.nn.functional.one_hot(y).double() - 1
-    p_right = 1 / (1 + np.exp(-2 / fit_temperature(perfect, y)))
+    p_right = 1 / (1 + np.exp(-2 / smoothed_temperature(perfect, y)))
     assert p_right == pytest.approx(1 - 0.5 / 41, abs=1e-4)  # not certainty: 40 of 40 and one half
 
 
@@ -232,9 +232,9 @@ def test_temperatures_follow_the_scale_of_the_scores():
     rng = np.random.default_rng(0)
     y = torch.from_numpy(np.arange(90) % 3)
     scores = torch.from_numpy(rng.normal(size=(90, 3))) + torch.nn.functional.one_hot(y)
-    one = fit_temperature(scores, y)
-    assert fit_temperature(1000 * scores, y) == pytest.approx(1000 * one, rel=1e-6)
-    assert fit_temperature(scores + 5, y) == pytest.approx(one, rel=1e-6)
+    one = smoothed_temperature(scores, y)
+    assert smoothed_temperature(1000 * scores, y) == pytest.approx(1000 * one, rel=1e-6)
+    assert smoothed_temperature(scores + 5, y) == pytest.approx(one, rel=1e-6)
 
 
 @each_shape

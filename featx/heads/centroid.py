@@ -24,7 +24,7 @@ from featx.heads.base import (
     standardised_blocks,
 )
 from featx.heads.neighbours import unit_rows
-from featx.heads.temperature import fit_temperature
+from featx.heads.temperature import smoothed_temperature
 from featx.splits import cross_validation_folds, leave_out_units
 
 
@@ -191,7 +191,7 @@ class CentroidHead(Head):
         self.temperature_, self.accuracy_ = 1.0, None
         if tested:
             scores, y = (torch.cat(parts) for parts in zip(*tested, strict=True))
-            self.temperature_ = fit_temperature(scores, y)
+            self.temperature_ = smoothed_temperature(scores, y)
             self.accuracy_ = float((scores.argmax(dim=1) == y).to(torch.float64).mean())
 
     def _check_params(self) -> None:

@@ -30,7 +30,7 @@ from featx.heads.base import (
 )
 from featx.heads.row_view import part_of
 from featx.heads.spectrum import Covariance, Gram, Scores, Spectrum, weighted_mean
-from featx.heads.temperature import fit_temperature
+from featx.heads.temperature import smoothed_temperature
 from featx.splits import cross_validation_folds, leave_out_units
 
 # Times the mean eigenvalue of the rows' covariance matrix (or Gram matrix, where features
@@ -271,7 +271,7 @@ class RidgeHead(Head):
         self.temperature_ = 1.0
         if tested:
             scores, y = (torch.cat(parts) for parts in zip(*tested, strict=True))
-            self.temperature_ = fit_temperature(scores, y)
+            self.temperature_ = smoothed_temperature(scores, y)
 
     def _check_params(self) -> None:
         check_common(self)

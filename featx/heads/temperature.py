@@ -15,7 +15,7 @@ _RANGE: Final = (1e-30, 1e30)
 _STEEPNESS: Final = (1e-2, 1e4)
 
 
-def fit_temperature(scores: Tensor, y: Tensor) -> float:
+def smoothed_temperature(scores: Tensor, y: Tensor) -> float:
     """The temperature of the smallest log-loss, for scores of rows that were not fitted on.
 
     Guo et al. 2017 ("On Calibration of Modern Neural Networks", section 4.2). So that rows which
@@ -35,7 +35,7 @@ def fit_temperature(scores: Tensor, y: Tensor) -> float:
     --------
     >>> scores = torch.tensor([[2.0, 0.0], [2.0, 0.0], [0.0, 2.0], [0.0, 2.0]]).double()
     >>> y = torch.tensor([0, 1, 1, 0])  # a score of 2 is right in half of the cases
-    >>> fit_temperature(scores, y) > 90
+    >>> smoothed_temperature(scores, y) > 90
     True
     """
     scores = scores - scores.mean(dim=1, keepdim=True)
