@@ -52,7 +52,7 @@ from benchmarks import machine
 from benchmarks.features import Floats, Judged, draw_features, judge
 from featx.heads import DINOV2_C_GRID, LogisticHead, MLPHead, RidgeHead
 from featx.heads.base import learn_standardisation
-from featx.heads.solver import Problem
+from featx.heads.solver import Problem, Solution
 from featx.heads.standardised import FeatureRows
 
 GAP: Final = 1e-4
@@ -170,13 +170,14 @@ class OurPath:
         self.problem = Problem(
             rows, data.y, weight, n_classes=data.k, intercept=True, device=device
         )
-        self.solution = None
+        self.last: list[Solution] = []
 
     def step(self, C: float, tol: float) -> None:
-        self.solution = self.problem.solve([C], tol, MAX_ITER, start=self.solution)[0]
+        found = self.problem.solve([C], tol, MAX_ITER, path=self.last)
+        self.last = [*self.last, *found][-2:]
 
     def found(self) -> tuple[Floats, Floats]:
-        W, b = self.problem.space.weights(self.solution.x)
+        W, b = self.problem.space.weights(self.last[-1].x)
         return W.cpu().numpy(), b.cpu().numpy()
 
 

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -194,9 +195,25 @@ def test_the_choice_of_c_is_the_same_side_by_side(monkeypatch):
 def test_the_path_starts_each_c_from_the_one_before():
     X, y = deep_features(200, 20, 4)
     Cs = [10.0 ** (power / 4) for power in range(-8, 5)]
-    warm = sum(s.n_iter for s in problem(X, y).path(Cs, 1e-6, 1000))
-    cold = sum(problem(X, y).solve([C], 1e-6, 1000)[0].n_iter for C in Cs)
+    whole = problem(X, y)
+    onward = sum(s.n_iter for s in whole.path(Cs, 1e-6, 1000))
+    cold = sum(whole.solve([C], 1e-6, 1000)[0].n_iter for C in Cs)
+    warm, last = 0, []
+    for C in Cs:
+        last = whole.solve([C], 1e-6, 1000, path=last)
+        warm += last[0].n_iter
     assert warm < 0.9 * cold
+    assert onward < 0.9 * warm  # and in the direction of the two before
+
+
+def test_the_gradient_at_the_start_of_a_penalty_is_that_of_the_one_before_and_its_change():
+    X, y = deep_features(200, 20, 4)
+    whole = problem(X, y)
+    before, start = whole.path([0.1, 1.0], 1e-4, 1000)
+    known = whole._begin([3.0, 5.0], start, None)
+    fresh = whole._begin([3.0, 5.0], replace(start, gradient=None), None)
+    assert torch.allclose(known.gradient, fresh.gradient, rtol=0, atol=1e-14)
+    assert before.penalty == 10 * start.penalty == pytest.approx(1 / (200 * 0.1))
 
 
 def test_an_iteration_costs_two_products_with_the_features(monkeypatch):
@@ -207,7 +224,7 @@ def test_an_iteration_costs_two_products_with_the_features(monkeypatch):
         monkeypatch.setattr(
             WorkingRows,
             name,
-            lambda self, a, name=name, real=real: (calls.append(name), real(self, a))[1],
+            lambda self, *a, name=name, real=real: (calls.append(name), real(self, *a))[1],
         )
     trials = []
     real_evaluate = Problem._evaluate

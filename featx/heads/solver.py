@@ -33,6 +33,7 @@ _CHUNK_BYTES: Final = {"cpu": 2 << 20, "cuda": 256 << 20}  # of logits looked at
 # instead of the usual 0.9, which takes a fifth off the iterations.
 _DECREASE: Final = 1e-4
 _FLATTER: Final = 0.5
+_FLATTER_ONWARD: Final = 0.1  # of the first step along a path, which is the longest
 _ROUNDING: Final = 1e-14
 _MAX_TRIALS: Final = 30  # steps tried along a direction
 _PATIENCE: Final = 30  # iterations that lower neither objective nor gradient, then it ends
@@ -44,12 +45,14 @@ _SMALLEST_CURVATURE: Final = 1e-8
 
 @dataclass(frozen=True)
 class Solution:
-    """One problem's weights, and how they were reached."""
+    """One problem's weights, how they were reached, and what the next problem learns from them."""
 
     x: Tensor  # (p, 1, k, m + 1) float64, a vector of the space
     logits: Tensor  # (1, k, n) float64, of the rows
     n_iter: int
     gradient_norm: float
+    penalty: float = 0.0
+    gradient: Tensor | None = None  # (p, 1, k, m + 1)
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,7 @@ class _Batch:
     loss: Tensor  # (B,)
     residual: Tensor  # (B, k, n), the loss's derivatives by the logits
     spare: Tensor  # (B, k, n), written by the next step: memory anew each time costs much
+    logits_z: Tensor  # (B, k, n), of the direction; also written anew
     gradient: Tensor  # (p, B, k, m + 1)
     curvature: Tensor  # (B,), see Space.precondition; from time to time
     stuck: Tensor  # (B,) bool: no step along the preconditioned gradient goes down
@@ -85,12 +89,23 @@ class _Batch:
     def keep(self, which: Tensor) -> None:
         """Only the problems that are still to be solved."""
         self.which = [self.which[i] for i in which.tolist()]
-        for name in ("penalty", "logits", "loss", "residual", "spare", "curvature"):
+        for name in ("penalty", "logits", "loss", "residual", "spare", "logits_z", "curvature"):
             setattr(self, name, getattr(self, name)[which])
         for name in ("stuck", "best", "lower", "waited"):
             setattr(self, name, getattr(self, name)[which])
         self.x, self.gradient = self.x[:, which], self.gradient[:, which]
         self.pairs = [(s[:, which], y[:, which], rho[which]) for s, y, rho in self.pairs]
+
+    def solution(self, i: int, n_iter: int, norm: float) -> Solution:
+        """Problem i as it stands."""
+        return Solution(
+            self.x[:, i : i + 1],
+            self.logits[i : i + 1],
+            n_iter,
+            norm,
+            float(self.penalty[i]),
+            self.gradient[:, i : i + 1],
+        )
 
 
 class Problem:
@@ -126,7 +141,7 @@ class Problem:
                 break
             x = self.space.anchored(solution.x, anchor)
             start = Solution(x, anchor.logits, 0, anchor.norm)
-            nearer = self.solve([C], tol, max_iter - n_iter, start=start, anchor=anchor)[0]
+            nearer = self.solve([C], tol, max_iter - n_iter, path=[start], anchor=anchor)[0]
             n_iter, before, found = n_iter + nearer.n_iter, anchor.norm, self._measure(nearer, C)
             if found[0].norm < before:
                 solution, (anchor, W, b) = nearer, found
@@ -142,19 +157,19 @@ class Problem:
         By default one after another on the CPU, and as many side by side as fit on a GPU.
         """
         together = self._fitting() if together is None else together
-        start = None
+        last: list[Solution] = []
         for first in range(0, len(Cs), together):
-            found = self.solve(Cs[first : first + together], tol, max_iter, start=start)
+            found = self.solve(Cs[first : first + together], tol, max_iter, path=last)
             yield from found
-            start = found[-1]
+            last = [*last, *found][-2:]
 
     def _fitting(self) -> int:
         """How many problems are solved side by side."""
         if not self.device.startswith("cuda"):
             return 1
-        # Logits and residuals, three in float64 and two in float32; vectors of the space.
+        # Logits and residuals, four in float64 and one in float32; vectors of the space.
         vectors = self.space.n_parts * (self.space.m + 1) * (4 * 2 * _MEMORY + 8 * 5)
-        each = self.k * (len(self.rows) * (3 * 8 + 2 * 4) + vectors)
+        each = self.k * (len(self.rows) * (4 * 8 + 4) + vectors)
         free = torch.cuda.mem_get_info(self.device)[0]
         return max(1, int(_GPU_SHARE * free / each))
 
@@ -164,7 +179,7 @@ class Problem:
         tol: float,
         max_iter: int,
         *,
-        start: Solution | None = None,
+        path: Sequence[Solution] = (),
         anchor: Anchor | None = None,
     ) -> list[Solution]:
         """Minimise the mean loss plus ``||W||^2 / (2 C sum(weight))`` until ||gradient|| <= tol.
@@ -172,10 +187,11 @@ class Problem:
         Parameters
         ----------
         Cs : B numbers, problems that are solved side by side.
-        start : where all of them start; at weights 0 by default.
-        anchor : of a single problem, what is exact at `start`.
+        path : solutions for the stronger penalties just before, the last two or the last; the
+            last is where all of them start. At weights 0 by default.
+        anchor : of a single problem, what is exact at the start.
         """
-        batch = self._begin(Cs, start, anchor)
+        batch = self._begin(Cs, path[-1] if path else None, anchor)
         done: dict[int, Solution] = {}
         for n_iter in range(max_iter + 1):
             norm = inner(batch.gradient, batch.gradient).clamp(min=0).sqrt()
@@ -185,15 +201,16 @@ class Problem:
             ended = (norm <= tol) | stuck | (n_iter == max_iter)
             if ended.any():
                 for i in ended.nonzero()[:, 0].tolist():
-                    done[batch.which[i]] = Solution(
-                        batch.x[:, i : i + 1], batch.logits[i : i + 1], n_iter, float(norm[i])
-                    )
+                    done[batch.which[i]] = batch.solution(i, n_iter, float(norm[i]))
                 if ended.all():
                     break
                 batch.keep((~ended).nonzero()[:, 0])
             if n_iter % _CURVATURE_EVERY == 0:
                 batch.curvature = self._curvature(batch.residual)
-            self._iterate(batch, anchor)
+            if n_iter == 0 and len(path) > 1:
+                self._go_on(batch, *path[-2:])
+            else:
+                self._iterate(batch, anchor)
         return [done[i] for i in range(len(Cs))]
 
     def _begin(self, Cs: Sequence[float], start: Solution | None, anchor: Anchor | None) -> _Batch:
@@ -207,7 +224,12 @@ class Problem:
             x, logits = start.x.repeat(1, B, 1, 1), start.logits.repeat(B, 1, 1)
         residual = torch.empty_like(logits)
         loss, _ = self._evaluate(logits, None, penalty, residual)
-        gradient = self._gradient(residual, x, penalty, anchor)
+        if start is None or start.gradient is None:
+            gradient = self._gradient(residual, x, penalty, anchor)
+        else:  # another penalty changes it by what is known
+            gradient = start.gradient.repeat(1, B, 1, 1)
+            more = (penalty - start.penalty)[:, None, None]
+            gradient[..., :-1].addcmul_(more, x[..., :-1])
         stuck = torch.zeros(B, dtype=torch.bool, device=self.device)
         return _Batch(
             which=list(range(B)),
@@ -217,6 +239,7 @@ class Problem:
             loss=loss,
             residual=residual,
             spare=torch.empty_like(residual),
+            logits_z=torch.empty_like(residual),
             gradient=gradient,
             curvature=penalty,
             stuck=stuck,
@@ -226,14 +249,27 @@ class Problem:
             pairs=[],
         )
 
+    def _go_on(self, batch: _Batch, before: Solution, start: Solution) -> None:
+        """The first step of every problem, onward from `before` through `start`."""
+        z = (start.x - before.x).repeat(1, len(batch.which), 1, 1)
+        torch.sub(start.logits, before.logits, out=batch.logits_z[:1])
+        batch.logits_z[1:] = batch.logits_z[:1]
+        down = (inner(batch.gradient, z) < 0)[:, None, None]
+        batch.logits_z *= down
+        self._step(batch, (z * down).to(self.space.dtype), None, flatter=_FLATTER_ONWARD)
+
     def _iterate(self, batch: _Batch, anchor: Anchor | None) -> None:
-        """One step of every problem."""
+        """One step of every problem in L-BFGS's direction."""
         z = self._direction(batch)
+        self.space.logits(z, batch.logits_z)
+        self._step(batch, z, anchor, flatter=_FLATTER)
+
+    def _step(self, batch: _Batch, z: Tensor, anchor: Anchor | None, *, flatter: float) -> None:
+        """A step of every problem along z, whose logits are `logits_z`."""
         slope = inner(batch.gradient, z)
-        logits_z = self.space.logits(z).double()  # (B, k, n)
-        t, loss, residual, gain, failed = self._search(batch, z, logits_z, slope)
+        t, loss, residual, gain, failed = self._search(batch, z, slope, flatter)
         batch.x += t[:, None, None] * z
-        batch.logits.addcmul_(logits_z, t[:, None, None])
+        batch.logits.addcmul_(batch.logits_z, t[:, None, None])
         batch.loss, batch.lower = loss, gain
         batch.residual, batch.spare = residual, batch.residual
         gradient = self._gradient(residual, batch.x, batch.penalty, anchor)
@@ -258,8 +294,12 @@ class Problem:
 
     def _curvature(self, residual: Tensor) -> Tensor:
         """Mean p (1 - p) of each problem over rows and classes: (B,)."""
-        p = residual.abs() / self.share.clamp(min=torch.finfo(residual.dtype).tiny)  # or 1 - p
-        return ((p - p * p) * self.share).sum(dim=(1, 2)).div(self.k).clamp(min=_SMALLEST_CURVATURE)
+        total = residual.new_zeros(len(residual))
+        for part in self._parts(residual):
+            share = self.share[part].clamp(min=torch.finfo(residual.dtype).tiny)
+            by_share = residual[..., part].abs()  # p times the share, or 1 - p
+            total += (by_share - by_share.square() / share).sum(dim=(1, 2))
+        return total.div(self.k).clamp(min=_SMALLEST_CURVATURE)
 
     def _direction(self, batch: _Batch) -> Tensor:
         """Minus nearly the inverse Hessian times the gradient: L-BFGS's two loops."""
@@ -280,7 +320,7 @@ class Problem:
         return -z
 
     def _search(
-        self, batch: _Batch, z: Tensor, logits_z: Tensor, slope: Tensor
+        self, batch: _Batch, z: Tensor, slope: Tensor, flatter: float
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """Step lengths (B,), losses and residuals there, who gains by it, who found no step.
 
@@ -292,6 +332,7 @@ class Problem:
         xx, zz = (
             half * u[0, ..., :-1].mul(u[-1, ..., :-1]).sum(dim=(-2, -1)) for u in (batch.x, z)
         )
+        logits_z = batch.logits_z
         along_0 = torch.linalg.vecdot(batch.residual.flatten(1), logits_z.flatten(1))
         value = batch.loss + xx
         residual = batch.spare
@@ -302,7 +343,7 @@ class Problem:
             value_t = loss + xx + t * (slope - along_0 + t * zz)
             slope_t = slope + along - along_0 + 2 * t * zz
             lower = value_t <= value + _DECREASE * t * slope + _ROUNDING * value
-            ok = (slope_t.abs() <= _FLATTER * slope.abs()) & (lower | (slope_t <= 0))
+            ok = (slope_t.abs() <= flatter * slope.abs()) & (lower | (slope_t <= 0))
             if ok.all():
                 return t, loss, residual, value_t < value * (1 - _ROUNDING), ~ok
             beyond = slope_t > 0
@@ -323,11 +364,8 @@ class Problem:
         self, logits: Tensor, logits_z: Tensor | None, t: Tensor, residual: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Loss and its slope (B,) at ``logits + t * logits_z``; writes the residual (B, k, n)."""
-        B, k, n = logits.shape
-        width = max(1, _CHUNK_BYTES[self.device.partition(":")[0]] // (8 * B * k))
         loss = torch.zeros_like(t)
-        for first in range(0, n, width):
-            part = slice(first, first + width)
+        for part in self._parts(logits):
             p = residual[..., part]  # (B, k, c), in place
             if logits_z is None:
                 p.copy_(logits[..., part])
@@ -337,6 +375,12 @@ class Problem:
         if logits_z is None:
             return loss, torch.zeros_like(t)
         return loss, torch.linalg.vecdot(residual.flatten(1), logits_z.flatten(1))
+
+    def _parts(self, logits: Tensor) -> Iterator[slice]:
+        """Cut the rows of logits (B, k, n) into parts that are looked at together."""
+        B, k, n = logits.shape
+        width = max(1, _CHUNK_BYTES[self.device.partition(":")[0]] // (8 * B * k))
+        return (slice(first, first + width) for first in range(0, n, width))
 
     def _measure(self, solution: Solution, C: float) -> tuple[Anchor, Tensor, Tensor]:
         """The gradient at a solution in float64 on the features, and the weights (k, d), (k,)."""

@@ -135,8 +135,8 @@ class Space(ABC):
         """Write the part of g along each axis, times `along` (B, 1, q), to out."""
 
     @abstractmethod
-    def logits(self, x: Tensor) -> Tensor:
-        """Logits of the rows: (B, k, n)."""
+    def logits(self, x: Tensor, out: Tensor) -> None:
+        """Write logits of the rows to `out`, (B, k, n)."""
 
     @abstractmethod
     def other_logits(self, x: Tensor) -> Tensor:
@@ -183,8 +183,9 @@ class FeatureSpace(Space):
         V = self.axes.vectors
         torch.matmul((g[0] @ V) * along, V.T, out=out[0])
 
-    def logits(self, x: Tensor) -> Tensor:
-        return self._working.products(x[0, ..., :-1]) + x[0, ..., -1:]
+    def logits(self, x: Tensor, out: Tensor) -> None:
+        self._working.products(x[0, ..., :-1], out)
+        out += x[0, ..., -1:]
 
     def other_logits(self, x: Tensor) -> Tensor:
         assert self._others is not None
@@ -197,7 +198,7 @@ class FeatureSpace(Space):
         if anchor is None:
             g[0, ..., :-1] += self._working.sums(residual)
         else:
-            g[0, ..., :-1] += self._working.sums(residual - anchor.residual) + anchor.sums
+            g[0, ..., :-1] += self._working.sums(residual, anchor.residual) + anchor.sums
         g[0, ..., -1] = residual.sum(dim=-1)
         return g
 
@@ -231,8 +232,8 @@ class SpanSpace(Space):
         torch.matmul(part, axes.vectors.T, out=out[0])
         torch.matmul(part, axes.images.T, out=out[1])
 
-    def logits(self, x: Tensor) -> Tensor:
-        return x[1, ..., :-1] + x[0, ..., -1:]
+    def logits(self, x: Tensor, out: Tensor) -> None:
+        torch.add(x[1, ..., :-1], x[0, ..., -1:], out=out)
 
     def other_logits(self, x: Tensor) -> Tensor:
         return x[0, ..., :-1].to(self.dtype) @ self._cross.T + x[0, ..., -1:]

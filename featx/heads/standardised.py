@@ -16,6 +16,9 @@ from featx.heads.base import FloatArray, IntArray, standardised_blocks
 _HELD_BYTES: Final = 2 << 30  # a working copy up to this size is held, else X is read each time
 _HELD_SHARE: Final = 0.5  # of a GPU's free memory, instead
 _COLUMN_BYTES: Final = 64 << 20  # of float64 columns standardised at once
+# Of a product with some rows, on the CPU: memory anew, as of a larger one, costs more than the
+# product itself.
+_PRODUCT_BYTES: Final = 1 << 20
 _TILE: Final = 1024  # rows of a Gram matrix computed at once, only up to the diagonal
 
 
@@ -72,21 +75,35 @@ class WorkingRows:
         for part, block in self.rows.blocks():
             yield part, torch.from_numpy(block).to(self.device, self.dtype)
 
-    def products(self, W: Tensor) -> Tensor:
-        """Weights (..., d) with every row: (..., n)."""
+    def products(self, W: Tensor, out: Tensor | None = None) -> Tensor:
+        """Weights (..., d) with every row: (..., n), in `out` of any type if given."""
         W = W.to(self.dtype)
-        out = W.new_empty((*W.shape[:-1], len(self.rows)))
-        for part, Z in self:
-            out[..., part] = W @ Z.T
+        if out is None:
+            out = W.new_empty((*W.shape[:-1], len(self.rows)))
+        flat, products = W.flatten(0, -2), out.view(-1, len(self.rows))
+        for part, Z in self._parts(len(flat)):
+            products[:, part] = (Z @ flat.T).T
         return out
 
-    def sums(self, weights: Tensor) -> Tensor:
-        """Sums of rows, each weighted: (..., n) -> (..., d)."""
-        weights = weights.to(self.dtype)
-        out = weights.new_zeros((*weights.shape[:-1], self.rows.d))
-        for part, Z in self:
-            out += weights[..., part] @ Z
-        return out
+    def sums(self, weights: Tensor, less: Tensor | None = None) -> Tensor:
+        """Sums of rows, each times `weights`, or these without `less`: (..., n) -> (..., d)."""
+        flat = weights.flatten(0, -2)
+        out = torch.zeros((len(flat), self.rows.d), dtype=self.dtype, device=self.device)
+        for part, Z in self._parts(len(flat)):
+            factors = flat[:, part]
+            if less is not None:
+                factors = factors - less.flatten(0, -2)[:, part]
+            out.addmm_(factors.to(self.dtype), Z)
+        return out.view(*weights.shape[:-1], self.rows.d)
+
+    def _parts(self, q: int) -> Iterator[tuple[slice, Tensor]]:
+        """Yield (positions, (b, d)) of so many rows as are multiplied by q vectors at once."""
+        for block, Z in self:
+            step = len(Z)
+            if self.device == "cpu":
+                step = max(1, _PRODUCT_BYTES // (self.dtype.itemsize * q))
+            for top, rows in zip(range(0, len(Z), step), Z.split(step), strict=True):
+                yield slice(block.start + top, block.start + top + len(rows)), rows
 
     def covariance(self) -> Tensor:
         """Z.T @ Z: (d, d)."""
