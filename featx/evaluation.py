@@ -15,7 +15,7 @@ from featx.counting import counted
 from featx.duplicates import DEFAULT_THRESHOLD, check_threshold
 from featx.errors import CacheError, HeadError, InputError
 from featx.featureset import FeatureSet, load_intact
-from featx.grouping import drawn_by, kept_together
+from featx.grouping import drawn_by
 from featx.heads.cached import (
     check_fits,
     classes_known,
@@ -137,7 +137,7 @@ def evaluate(
     duplicate_threshold : the least similarity of near duplicates, see `featx.duplicates`; by
         default the one the head was fitted with.
     bootstrap : draws for the intervals; 0 for none. Where the head's split kept groups whole, whole
-        groups are drawn.
+        groups are drawn; in another set of images, the groups of its own cache.
     seed : of these draws.
 
     Raises
@@ -181,8 +181,8 @@ def evaluate(
             f"{int((features.y < 0).sum())} are unlabelled; "
             "test on another cache"
         )
-    features = _with_groups_of(file, features)
     tested = features.take(rows)
+    groups = _groups_of(file, tested, own=own)
     plain = probabilities(file, tested.X, calibrated=False)
     temperature = temperature_of(file)
     predicted = plain if temperature is None else at_temperature(plain, temperature)
@@ -192,7 +192,6 @@ def evaluate(
         "bootstrap": bootstrap,
         "seed": seed,
     }
-    groups = tested.groups
     leaks = None
     if not include_trained:
         threshold = duplicate_threshold
@@ -224,17 +223,24 @@ def evaluate(
     )
 
 
-def _with_groups_of(file: HeadFile, features: FeatureSet) -> FeatureSet:
-    """The set with the groups that the head's split kept whole, or else with the cache's own.
+def _groups_of(file: HeadFile, features: FeatureSet, *, own: bool) -> np.ndarray:
+    """The groups (n,) that the head's split kept whole, in another set of images that one's own.
 
-    A rule may find nothing in another cache, or in its own where a table is gone.
+    A head records those of its held-out images. Its rule is not followed again: a file from a
+    stranger must not have another one read, nor an expression of its own searched for.
     """
-    settings = file.metadata.get("settings", {})
-    rule, threshold = (settings.get(name) for name in ("group", "group_duplicates"))
-    try:
-        return kept_together(features, rule, threshold)[0]
-    except InputError:
-        return kept_together(features, None, threshold)[0]
+    recorded = file.metadata["split"].get("held_out_groups")
+    if recorded is None or not own:
+        return features.groups
+    hashes = file.split["held_out"]
+    if (
+        type(recorded) is not list
+        or len(recorded) != len(hashes)
+        or not all(type(group) is int and -1 <= group < 2**31 for group in recorded)
+    ):
+        raise HeadError(f"{file.path} does not say which of its held-out images belong together")
+    known = {row.tobytes(): group for row, group in zip(hashes, recorded, strict=True)}
+    return np.array([known.get(row.tobytes(), -1) for row in features.sha256], np.int64)
 
 
 def _protocol(file: HeadFile, tested_on: str, fit_saw: bool, groups: np.ndarray) -> dict[str, str]:

@@ -321,6 +321,7 @@ def describe(
             "unlabelled": split.unlabelled,
             "left_out": split.left_out,
             "groups": groups,
+            **_held_out_groups(features.groups[split.held_out]),
             "train_counts": [int(counts[label]) for label in estimator.classes_],
         },
         "fit": _plain(_fit_facts(estimator, choice)),
@@ -332,6 +333,11 @@ def describe(
             "python": platform.python_version(),
         },
     }
+
+
+def _held_out_groups(groups: np.ndarray) -> dict[str, list[int]]:
+    """What the intervals of an evaluation draw whole; nothing where every image is alone."""
+    return {"held_out_groups": groups.tolist()} if (groups >= 0).any() else {}
 
 
 def _fit_facts(estimator: Head, choice: Choice) -> dict[str, Any]:

@@ -208,6 +208,31 @@ def test_a_cache_of_the_same_name_from_another_folder_is_not_taken_for_the_heads
     assert evaluate(head=moved).cache == tmp_path / "one" / "a.h5"
 
 
+def test_intervals_draw_the_groups_that_the_head_recorded_and_no_rule_is_followed_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_cache(tmp_path / "a.h5", n=200, spread=2.5)
+    fit = fit_head(path, group=r"(\d{5})\d\.jpg")  # ten images each, by their names
+    alone = fit_head(path, C=1.0)
+    monkeypatch.setattr("featx.grouping.group_images", None)
+    found = evaluate(path, fit.path)
+    assert np.array_equal(found.groups, [int(name[:5]) for name in found.paths])
+    assert found.protocol["intervals_draw"] == "whole groups (4 groups, 0 images alone)"
+    assert evaluate(path, alone.path).protocol["intervals_draw"] == "single images"
+    external = write_cache(
+        tmp_path / "b.h5", first_image=500, groups=np.arange(60) // 6, root="/elsewhere"
+    )
+    assert evaluate(external, fit.path).protocol["intervals_draw"].startswith("whole groups (10 ")
+    for garbled in (["a"] * 40, [0], {"0": 0}, [2**70] * 40):
+        split = fit.file.metadata["split"] | {"held_out_groups": garbled}
+        save_head(
+            fit.path, fit.file.head, classes=CLASSES,
+            metadata={**fit.file.metadata, "split": split}, split=fit.file.split,
+        )  # fmt: skip
+        with pytest.raises(HeadError, match="which of its held-out images belong together"):
+            evaluate(path, fit.path)
+
+
 def test_what_to_test_on_is_one_of_two_words(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="on must be 'held-out' or 'all', got 'heldout'"):
         evaluate(on="heldout", cache_dir=tmp_path)  # type: ignore[arg-type]
