@@ -119,7 +119,9 @@ class Filling:
         if self._decision.action == "resume":
             return 0
         shape = self.pipeline.engine.feature_shape
-        return size_of(rows_of(self._job.table), shape, self._spec["dtype"])
+        has_extent = "store_size" in self._spec
+        rows = rows_of(self._job.table)
+        return size_of(rows, shape, self._spec["dtype"], has_extent=has_extent)
 
     def begin(self) -> None:
         """Make or open the file that the rows go into. The cache is locked, and not whole."""

@@ -94,6 +94,7 @@ def test_pixels_are_those_that_would_enter_the_network(
     assert verify(fs.path).ok
     with h5py.File(fs.path) as file:
         assert file["features"].dtype == np.uint8
+        assert file.attrs["format"] == b"featx cache 2"  # earlier readers say to upgrade
 
 
 def test_a_bad_image_is_zeros_and_its_status_says_so(colour_folder: Folder, tmp_path: Path) -> None:

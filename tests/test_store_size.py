@@ -17,15 +17,18 @@ from typer.testing import CliRunner
 import featx
 from featx.augmentation import plain
 from featx.cache import CacheWriter, Status, open_cache, partial_path, verify
+from featx.cache.skeleton import size_of
 from featx.cli import app
 from featx.decoding import DecodeOptions
 from featx.errors import HeadError, InputError
 from featx.extraction import run_extraction, run_extractions
 from featx.identity import BackboneIdentity
+from featx.images import list_images
 from featx.loading import Loader, ManyLoader
 from featx.pipeline import pixel_pipeline
 from featx.repairing import repair
 from featx.specs import ExtractOptions
+from featx.target import rows_of
 from featx.transforms import Transform
 
 WHOLE: dict[str, Any] = {
@@ -93,6 +96,9 @@ def test_all_of_every_picture_is_stored_and_the_rest_is_0(pictures: Path, tmp_pa
     assert file.read("extent")[bad].tolist() == [0, 0]
     with h5py.File(fs.path) as opened:
         assert opened["extent"].dtype == np.uint16
+    table = rows_of(list_images(pictures))
+    foretold = size_of(table, (32, 32, 3), "uint8", has_extent=True)
+    assert 0 <= fs.path.stat().st_size - foretold < 8192  # its attributes
 
 
 def test_without_it_there_is_no_extent_and_the_spec_is_as_it_was(

@@ -133,7 +133,9 @@ def build_skeleton(layout: Mapping[str, Column], attributes: Mapping[str, str]) 
     return Skeleton(offsets, sparse.pieces, sparse.size_bytes)
 
 
-def size_of(rows: Rows, feature_shape: tuple[int, ...], dtype: str) -> int:
+def size_of(
+    rows: Rows, feature_shape: tuple[int, ...], dtype: str, *, has_extent: bool = False
+) -> int:
     """Bytes of a cache of these rows, but for the few kB of its attributes."""
     layout = columns(
         len(rows),
@@ -142,6 +144,7 @@ def size_of(rows: Rows, feature_shape: tuple[int, ...], dtype: str) -> int:
         max(map(len, rows.paths), default=0),
         len(rows.classes),
         max((len(name.encode("utf-8", "surrogateescape")) for name in rows.classes), default=0),
+        has_extent=has_extent,
     )
     return build_skeleton(layout, {}).size_bytes
 
