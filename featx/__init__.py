@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from featx.comparing import compare as compare
     from featx.comparing import fit_heads as fit_heads
     from featx.comparing import leaderboard as leaderboard
+    from featx.converting import convert_weights as convert_weights
     from featx.cross_validation import cross_validate as cross_validate
     from featx.cross_validation import cross_validate_like as cross_validate_like
     from featx.cut import list_cuts as list_cuts
@@ -43,6 +44,7 @@ _HOME: Final = {
     "audit": "featx.auditing",
     "bench": "featx.benching",
     "compare": "featx.comparing",
+    "convert_weights": "featx.converting",
     "cross_validate": "featx.cross_validation",
     "cross_validate_like": "featx.cross_validation",
     "evaluate": "featx.evaluation",

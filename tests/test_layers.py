@@ -102,6 +102,7 @@ SHELVES: tuple[frozenset[str], ...] = tuple(
                 "exporting",
                 "importing",
                 "whole_network",
+                "converting",
             },
             {"report"},
             {"cli"},

@@ -56,6 +56,9 @@ app.command("export", short_help="Features for other programs: Parquet, NPZ, CSV
 app.command("import", short_help="A cache of features that were computed elsewhere.")(
     interchange.import_features
 )
+app.command("convert-weights", short_help="Weights of other key names, for a network here.")(
+    interchange.convert_weights
+)
 app.command("info", short_help="What is in a cache or a head.")(inspect.info)
 app.command("verify", short_help="Whether every byte of a cache is intact.")(inspect.verify)
 app.command("backbones", short_help="The networks there are.")(inspect.backbones)

@@ -213,3 +213,60 @@ def import_features(
     )
     tell_failures(made.failed)
     exit_if_failed(made.failed)
+
+
+@command
+def convert_weights(
+    weights: Annotated[
+        Path, typer.Argument(metavar="WEIGHTS", help="A .pth or .safetensors file.")
+    ],
+    backbone: Annotated[str, typer.Option(help="The network that the weights are for.")],
+    out_file: Annotated[Path, typer.Option("--out", help="The new file, .pth.")],
+    drop_keys: Annotated[
+        list[str] | None,
+        typer.Option(metavar="GLOB", help="Keys to leave out: 'projector.*'. May be repeated."),
+    ] = None,
+    rename_keys: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="OLD=NEW",
+            help="What keys begin with, and what is to stand there instead: encoder.= takes it "
+            "off. May be repeated; after --drop-keys, in order.",
+        ),
+    ] = None,
+    force: Annotated[
+        bool, typer.Option(help="Replace a file of other content that has this name.")
+    ] = False,
+    json_output: Json = False,
+) -> None:
+    """Write weights of other key names as a file that fits a network, for --weights.
+
+    Keys that are missing or unexpected all the same are counted, the first named, and nothing is
+    written; only the classifier may be missing.
+    """
+    wrong = [pair for pair in rename_keys or () if "=" not in pair]
+    if wrong:
+        raise InputError(f"--rename-keys takes OLD=NEW, got {wrong[0]!r}")
+    from featx.converting import convert_weights as run
+
+    pairs = [pair.partition("=") for pair in rename_keys or ()]
+    done = run(
+        weights,
+        out_file,
+        backbone=backbone,
+        drop_keys=drop_keys or (),
+        rename_keys=[(old, new) for old, _, new in pairs],
+        force=force,
+    )
+    for note in done.notes:
+        tell(note)
+    if not done.written:
+        tell("nothing to do: the file is there already, with this very content")
+    if json_output:
+        print_json(vars(done) | {"path": str(done.path)})
+        return
+    dropped = f" ({', '.join(done.dropped[:4])}{', …' * (len(done.dropped) > 4)})"
+    out().print(
+        f"{done.path}: {done.n_keys:,} keys, {len(done.renamed):,} renamed, "
+        f"{len(done.dropped):,} dropped{dropped if done.dropped else ''}"
+    )
