@@ -153,7 +153,7 @@ def test_an_interrupt_ends_in_code_130(
         raise KeyboardInterrupt
 
     colour_folder()
-    monkeypatch.setattr("featx.pipeline.run_lanes", interrupted)
+    monkeypatch.setattr("featx.passes.run_lanes", interrupted)
     result = featx_("extract", *TINY, "--weights", "random", "birds", code=130)
     assert "featx: interrupted; what was committed is kept, run the same" in result.stderr
     monkeypatch.setattr("featx.fitting.fit_head", interrupted)
@@ -532,7 +532,7 @@ def test_bench_ends_in_the_codes_of_extract(
     monkeypatch.setattr("urllib.request.urlopen", no_network)
     missing = featx_("bench", "birds", *BENCH, "--weights", "default", code=7)
     assert "https://download.pytorch.org" in missing.stderr
-    monkeypatch.setattr("featx.pipeline.run_lanes", interrupted)
+    monkeypatch.setattr("featx.passes.run_lanes", interrupted)
     assert featx_("bench", "birds", *BENCH, code=130).stderr.endswith("featx: interrupted\n")
     assert [path.name for path in tmp_path.iterdir()] == ["birds"]
 
