@@ -1,6 +1,7 @@
 """How fast heads are fitted, beside scikit-learn and a plain PyTorch loop, at equal objective.
 
     python -m benchmarks.heads [--parts logistic sweep wide ridge mlp] [--scale 1.0] [--repeats 3]
+        [--prepared FILE]
 
 Run it from the root of the repository. Features are drawn by seed (`benchmarks.features`). Parts:
 
@@ -12,7 +13,8 @@ Run it from the root of the repository. Features are drawn by seed (`benchmarks.
   RidgeClassifierCV in float64; at the alpha that this takes the coefficients are the same. featx
   fits its temperature as well;
 - `mlp`: 100 epochs of one hidden layer, beside a DataLoader loop of the same recipe: AdamW, batches
-  of 64, fp32. featx measures loss and accuracy on all rows after every epoch, the loop never;
+  of 64, fp32, the last epoch kept. Their training losses, without dropout, are within a factor of 2
+  of each other: the draws differ;
 - `large`: 1,281,167 x 2,048 features, 1,000 classes, for a GPU: seconds only. Not run by default.
 
 `--scale` multiplies rows, features and classes. Every fit takes float32 features and counts all
@@ -24,7 +26,9 @@ bounded by that gradient (`Judged.bound`), which does not rest on featx. Then ea
 loosest tolerance, by decades and for each C, at which its objective is within 1e-4 of the
 reference, relatively; scikit-learn in float64 where it does not come so near in float32, which is
 told. No time is told where one side reaches it at no tolerance. Only then fits are timed, in turns
-(A B A B), and ratios are medians of the ratios of each turn.
+(A B A B), and ratios are medians of the ratios of each turn. Finding references and tolerances
+takes many times as long as a turn: `--prepared` keeps them in a file for later runs, and
+``--repeats 0`` only finds them.
 """
 
 from __future__ import annotations
@@ -38,6 +42,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
@@ -64,7 +69,7 @@ COEFFICIENTS: Final = 1e-6  # of the largest, at which two ridge fits are the sa
 IN_FLOAT64: Final = "in float64, as it does not come near enough in float32"
 EPOCHS: Final = 100
 HIDDEN: Final = 256
-# Training must have come to the same: losses of 100 epochs differ by their draws.
+# Training must have come to the same: losses after 100 epochs differ by their draws.
 MLP_LOSS_RATIO: Final = 2.0
 
 Fit = Callable[[float], tuple[Floats, Floats]]  # a tolerance -> weights (k, d), intercepts (k,)
@@ -85,6 +90,22 @@ class Data:
         return judge(self.X, self.y, self.mean, self.scale, *found, C)
 
 
+class Prepared:
+    """What is found before fits are timed, by name, and kept in a file if there is one."""
+
+    def __init__(self, path: Path | None) -> None:
+        self.path = path
+        self.known = json.loads(path.read_text("utf-8")) if path and path.exists() else {}
+
+    def get(self, name: str, find: Callable[[], Any]) -> Any:
+        """In JSON's types."""
+        if name not in self.known:
+            self.known[name] = find()
+            if self.path is not None:
+                self.path.write_text(json.dumps(self.known, indent=1) + "\n", "utf-8")
+        return self.known[name]
+
+
 def in_turns(ways: dict[str, Callable[[], Any]], repeats: int) -> dict[str, list[float]]:
     """Seconds of every way, in turns."""
     seconds: dict[str, list[float]] = {name: [] for name in ways}
@@ -98,6 +119,8 @@ def in_turns(ways: dict[str, Callable[[], Any]], repeats: int) -> dict[str, list
 
 def compared(seconds: dict[str, list[float]], ours: str, theirs: str) -> dict[str, Any]:
     """Medians, and the median of each turn's ratio."""
+    if not seconds[ours]:
+        return {"left_out": "only prepared"}
     ratios = [b / a for a, b in zip(seconds[ours], seconds[theirs], strict=True)]
     medians = {name: statistics.median(values) for name, values in seconds.items()}
     return {"seconds": seconds, "median_s": medians, "ratio": statistics.median(ratios)}
@@ -136,22 +159,33 @@ def both(W: np.ndarray, b: np.ndarray) -> tuple[Floats, Floats]:
 def one_c(data: Data, C: float, arguments: argparse.Namespace) -> dict[str, Any]:
     """featx and scikit-learn at one C."""
     fits = {"featx": ours(data, C, arguments.device), "scikit-learn": theirs(data, C)}
-    reference = data.judge(fits["featx"](REFERENCE_TOL), C)
+    prepared, place = arguments.prepared, f"{data}, C {C:g}"
+    reference = Judged(
+        **prepared.get(
+            f"{place}: reference", lambda: asdict(data.judge(fits["featx"](REFERENCE_TOL), C))
+        )
+    )
     told: dict[str, Any] = {
         "C": C,
         "objective": reference.objective,
         "reference_within": reference.bound / reference.objective,
         "accuracy_in_training": reference.accuracy,
     }
-    found = {name: loosest(fit, data, C, reference.objective) for name, fit in fits.items()}
+    best = reference.objective
+    found = {
+        name: prepared.get(f"{place}: {name}", lambda fit=fit: loosest(fit, data, C, best))
+        for name, fit in fits.items()
+    }
     if found["scikit-learn"] is None:
-        fits["scikit-learn"] = theirs(data, C, np.float64)
-        found["scikit-learn"] = loosest(fits["scikit-learn"], data, C, reference.objective)
+        fits["scikit-learn"] = in_float64 = theirs(data, C, np.float64)
+        found["scikit-learn"] = prepared.get(
+            f"{place}: scikit-learn in float64", lambda: loosest(in_float64, data, C, best)
+        )
         told["scikit-learn"] = IN_FLOAT64
     told["tolerance_and_gap"] = found
     if reference.bound > GAP / 10 * reference.objective or None in found.values():
         return told | {"left_out": "the objectives are not equal"}
-    ways = {name: (lambda fit=fit, tol=found[name][0]: fit(tol)) for name, fit in fits.items()}  # type: ignore[index,misc]
+    ways = {name: (lambda fit=fit, tol=found[name][0]: fit(tol)) for name, fit in fits.items()}
     ways["featx, its default tolerance"] = lambda: fits["featx"](1e-6)
     return told | compared(in_turns(ways, arguments.repeats), "featx", "scikit-learn")
 
@@ -202,18 +236,22 @@ def sweep(arguments: argparse.Namespace) -> dict[str, Any]:
         "featx": lambda: OurPath(data, arguments.device),
         "scikit-learn": lambda: TheirPath(data),
     }
-    problem, best = OurPath(data, arguments.device).problem, []
+    prepared, best = arguments.prepared, []
     for C in DINOV2_C_GRID:
-        fitted = problem.fit(C, REFERENCE_TOL, MAX_ITER)
-        reference = data.judge((fitted.W, fitted.b), C)
-        if reference.bound > GAP / 10 * reference.objective:
+        found = prepared.get(f"{data}, C {C:g}: objective", lambda C=C: path_reference(data, C))
+        if found["bound"] > GAP / 10 * found["objective"]:
             return {"data": str(data), "rows": [{"left_out": f"no reference for C = {C:g}"}]}
-        best.append(reference.objective)
-    tolerances = {name: path_tolerances(path, data, best) for name, path in paths.items()}
+        best.append(found["objective"])
+
+    def tolerances_of(kind: str, path: Callable[[], Any]) -> list[float] | None:
+        return prepared.get(f"{data}, path: {kind}", lambda: path_tolerances(path, data, best))
+
+    tolerances = {name: tolerances_of(name, path) for name, path in paths.items()}
     told: dict[str, Any] = {"data": str(data), "tolerances": tolerances}
     if tolerances["scikit-learn"] is None:
         paths["scikit-learn"] = lambda: TheirPath(data, np.float64)
-        tolerances["scikit-learn"] = path_tolerances(paths["scikit-learn"], data, best)
+        in_float64 = "scikit-learn in float64"
+        tolerances["scikit-learn"] = tolerances_of(in_float64, paths["scikit-learn"])
         told["scikit-learn"] = IN_FLOAT64
     if None in tolerances.values():
         return told | {"rows": [{"left_out": "the objectives are not equal"}]}
@@ -226,6 +264,11 @@ def sweep(arguments: argparse.Namespace) -> dict[str, Any]:
     ways = {name: (lambda name=name: run(name)) for name in paths}  # type: ignore[misc]
     row = compared(in_turns(ways, arguments.repeats), "featx", "scikit-learn")
     return told | {"rows": [{"C": "45 values"} | row]}
+
+
+def path_reference(data: Data, C: float) -> dict[str, float]:
+    found = data.judge(ours(data, C, "cpu")(REFERENCE_TOL), C)
+    return {"objective": found.objective, "bound": found.bound}
 
 
 def path_tolerances(
@@ -312,22 +355,31 @@ def ridge(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def mlp(arguments: argparse.Namespace) -> dict[str, Any]:
     data = Data(9430, 1024, 200, arguments.scale)
-    losses: dict[str, float] = {}
+    found: dict[str, Any] = {}
 
-    def fitted() -> MLPHead:
-        head = MLPHead((HIDDEN,), epochs=EPOCHS, patience=None, device=arguments.device)
-        return head.fit(data.X, data.y, X_val=data.X[:100], y_val=data.y[:100])
+    def fit() -> None:
+        head = MLPHead(
+            (HIDDEN,),
+            epochs=EPOCHS,
+            patience=None,
+            validation_fraction=0.0,  # as the loop: all rows, and the last epoch
+            device=arguments.device,
+        )
+        found["featx"] = head.fit(data.X, data.y)
 
-    ways = {"featx": fitted, "DataLoader loop": lambda: losses.update(loop=plain_loop(data))}
-    # The comparison: of all training rows, without dropout, by the epoch that featx keeps.
-    losses["featx"] = float(sk_log_loss(data.y, fitted().predict_proba(data.X)))
-    in_turns({"DataLoader loop": ways["DataLoader loop"]}, 1)
-    if not 1 / MLP_LOSS_RATIO < losses["loop"] / losses["featx"] < MLP_LOSS_RATIO:
-        row: dict[str, Any] = {"left_out": f"the losses are not equal: {losses}"}
-        return {"data": str(data), "rows": [row]}
+    ways = {"featx": fit, "DataLoader loop": lambda: found.update(loop=plain_loop(data))}
     seconds = in_turns(ways, arguments.repeats)
-    row = {"train_loss": losses} | compared(seconds, "featx", "DataLoader loop")
-    return {"data": str(data), "rows": [row]}
+    if not found:
+        return {"data": str(data), "rows": [{"left_out": "only prepared"}]}
+    losses = {  # of all training rows, without dropout
+        "featx": float(sk_log_loss(data.y, found["featx"].predict_proba(data.X))),
+        "loop": found["loop"],
+    }
+    row: dict[str, Any] = {"train_loss": losses, "epochs": EPOCHS}
+    if not 1 / MLP_LOSS_RATIO < losses["loop"] / losses["featx"] < MLP_LOSS_RATIO:
+        row["left_out"] = f"the losses are not equal: {losses}"
+        return {"data": str(data), "rows": [row]}
+    return {"data": str(data), "rows": [row | compared(seconds, "featx", "DataLoader loop")]}
 
 
 def plain_loop(data: Data) -> float:
@@ -401,8 +453,10 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--cs", type=float, nargs="+", default=[0.01, 1.0, 100.0])
     parser.add_argument("--wide-c", type=float, default=0.01)
     parser.add_argument("--device", default="cpu", help="of featx; the others use the CPU")
+    parser.add_argument("--prepared", type=Path, help="a file of references and tolerances found")
     parser.add_argument("--out", type=Path, help="default: benchmarks/results/, if not scaled")
     arguments = parser.parse_args(words)
+    arguments.prepared = Prepared(arguments.prepared)
     told = machine.circumstances("python -m benchmarks.heads")
     told["parts"] = {}
     with warnings.catch_warnings():
