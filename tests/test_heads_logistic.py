@@ -206,6 +206,13 @@ def test_the_path_starts_each_c_from_the_one_before():
     assert onward < 0.9 * warm  # and in the direction of the two before
 
 
+def test_a_path_goes_on_where_no_step_is_found_in_the_direction_of_the_two_before(monkeypatch):
+    X, y = deep_features(100, 20, 4)
+    monkeypatch.setattr(featx.heads.solver, "_FLATTER_ONWARD", -1.0)  # none is ever flat enough
+    found = list(problem(X, y).path([0.1, 1.0, 10.0], 1e-6, 1000))
+    assert max(s.gradient_norm for s in found) <= 1e-6
+
+
 def test_the_gradient_at_the_start_of_a_penalty_is_that_of_the_one_before_and_its_change():
     X, y = deep_features(200, 20, 4)
     whole = problem(X, y)
@@ -262,6 +269,25 @@ def test_rows_that_are_not_held_give_the_same_bits(monkeypatch, dtype):
     streamed = LogisticHead(cs=(0.1, 1.0)).fit(X.astype(dtype), y)
     assert np.array_equal(held.coef_, streamed.coef_)
     assert held.cv_results_ == streamed.cv_results_
+
+
+def test_products_in_parts_of_blocks_are_those_with_all_rows(monkeypatch):
+    X, _ = deep_features(100, 12, 3)
+    rows = FeatureRows(X, None, *learn_standardisation(X))
+    monkeypatch.setattr(featx.heads.base, "_BLOCK_BYTES", 40 * 12 * 8)
+    monkeypatch.setattr(featx.heads.standardised, "_PRODUCT_BYTES", 8 * 6 * 15)
+    working = WorkingRows(rows, torch.float64, "cpu")
+    assert [len(Z) for _, Z in working._parts(6)] == [15, 15, 10, 15, 15, 10, 15, 5]
+    Z = torch.from_numpy((X.astype(np.float64) - rows.mean) / rows.scale)
+    generator = torch.Generator().manual_seed(0)
+    W = torch.randn((2, 3, 12), generator=generator, dtype=torch.float64)
+    factors, less = torch.randn((2, 2, 3, 100), generator=generator, dtype=torch.float64)
+    out = torch.empty((2, 3, 100), dtype=torch.float64)
+    assert working.products(W, out) is out
+    assert torch.allclose(out, W @ Z.T, rtol=0, atol=1e-12)
+    assert torch.allclose(working.products(W), W @ Z.T, rtol=0, atol=1e-12)
+    assert torch.allclose(working.sums(factors), factors @ Z, rtol=0, atol=1e-11)
+    assert torch.allclose(working.sums(factors, less), (factors - less) @ Z, rtol=0, atol=1e-11)
 
 
 def test_a_gram_matrix_by_tiles_and_blocks_is_the_product(monkeypatch):

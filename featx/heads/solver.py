@@ -257,6 +257,7 @@ class Problem:
         down = (inner(batch.gradient, z) < 0)[:, None, None]
         batch.logits_z *= down
         self._step(batch, (z * down).to(self.space.dtype), None, flatter=_FLATTER_ONWARD)
+        batch.stuck = torch.zeros_like(batch.stuck)  # L-BFGS's own direction is still to be tried
 
     def _iterate(self, batch: _Batch, anchor: Anchor | None) -> None:
         """One step of every problem in L-BFGS's direction."""
