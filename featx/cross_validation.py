@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+from sklearn.base import clone
 
 from featx.devices import resolve_device
 from featx.duplicates import DEFAULT_THRESHOLD, check_threshold, find_duplicates, merged_groups
@@ -19,10 +20,11 @@ from featx.grouping import group_images, with_duplicates
 from featx.heads.base import Head
 from featx.heads.cached import load_recorded
 from featx.heads.contents import to_json
-from featx.heads.making import fit_on, make_head
+from featx.heads.making import fit_on, make_head, probabilities_of
 from featx.images import display_names
 from featx.leaks import can_compare_unasked, count_parted
 from featx.metrics import Estimate, Report, score
+from featx.recorded import settle_on_features
 from featx.splits import cross_validation_folds, leave_out_units
 from featx.workspace import cache_of_head, newest_cache
 
@@ -195,7 +197,8 @@ def cross_validate(
     grouping = group_images(features, group)
     features = features.with_groups(grouping.groups)
     device = resolve_device(device).name
-    make_head(head, params, device=device, seed=seed)  # refused before anything is computed
+    estimator = make_head(head, params, device=device, seed=seed)
+    settle_on_features(estimator, features.spec, features.plan)
     rows = np.flatnonzero(features.y >= 0)
     if not len(rows):
         raise InputError(f"{features.path} has no labelled images to cross-validate on")
@@ -214,9 +217,18 @@ def cross_validate(
     folds: list[Fold] = []
     for repeat, (its_seed, parts) in enumerate(drawn.items()):
         for number, (train, test) in enumerate(parts):
-            estimator = make_head(head, params, device=device, seed=its_seed)
-            fit_on(estimator, features.X, features.y, rows[train], groups=features.groups)
-            proba = estimator.predict_proba(features.X[rows[test]])
+            estimator = clone(estimator).set_params(random_state=its_seed)
+            extent = features.extent
+            fit_on(
+                estimator,
+                features.X,
+                features.y,
+                rows[train],
+                groups=features.groups,
+                extent=extent,
+            )
+            tested = None if extent is None else extent[rows[test]]
+            proba = probabilities_of(estimator, features.X[rows[test]], tested)
             known = estimator.classes_  # every class of the test rows is among them
             y_pred[repeat, test] = known[proba.argmax(axis=1)]
             report = score(

@@ -183,7 +183,7 @@ def evaluate(
         )
     tested = features.take(rows)
     groups = _groups_of(file, tested, own=own)
-    plain = probabilities(file, tested.X, calibrated=False)
+    plain = probabilities(file, tested.X, extent=tested.extent, calibrated=False)
     temperature = temperature_of(file)
     predicted = plain if temperature is None else at_temperature(plain, temperature)
     told: dict[str, Any] = {

@@ -11,6 +11,7 @@ from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
+from sklearn.base import clone
 
 from featx.counting import counted
 from featx.devices import resolve_device
@@ -21,6 +22,7 @@ from featx.heads.base import Head
 from featx.heads.making import fit_on, make_head
 from featx.metrics import Estimate
 from featx.metrics.bootstrap import units
+from featx.recorded import settle_on_features
 from featx.splits import Split, leave_out_units, make_split
 from featx.workspace import newest_cache
 
@@ -162,7 +164,8 @@ def learning_curve(
         test_fraction=test_fraction,
     )
     device = resolve_device(device).name
-    make_head(head, params, device=device, seed=seed)  # refused before anything is computed
+    plain = make_head(head, params, device=device, seed=seed)
+    settle_on_features(plain, features.spec, features.plan)
     labels = features.y[split.train]
     counts = np.bincount(labels, minlength=len(features.classes))
     jobs = [(shot, repeat) for shot in wanted for repeat in range(repeats)]
@@ -173,7 +176,7 @@ def learning_curve(
     heard: dict[type[Warning], list[str]] = {}
     for done, (shot, repeat) in enumerate(jobs, 1):
         rows = split.train if repeat < 0 else draw_shots(split.train, labels, shot, seed, repeat)
-        estimator = make_head(head, params, device=device, seed=seed + max(repeat, 0))
+        estimator = clone(plain).set_params(random_state=seed + max(repeat, 0))
         _fix_unchosen(estimator, features.y[rows], grouping.groups[rows])
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")

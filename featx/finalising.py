@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -15,6 +17,7 @@ from featx.fitting import Fit, describe, keep
 from featx.grouping import kept_together
 from featx.heads.cached import load_recorded
 from featx.heads.making import fit_on, make_head
+from featx.recorded import settle_on_features
 from featx.splits import Split
 
 _ENDING = ".final.safetensors"
@@ -27,6 +30,7 @@ def fit_final(
     force: bool = False,
     device: str = "auto",
     bootstrap: int = 1000,
+    told: Callable[[Mapping[str, Any]], None] | None = None,
 ) -> Fit:
     """Fit a measured head's settings on all labelled images of its cache, to be used on new ones.
 
@@ -43,6 +47,7 @@ def fit_final(
     force : replace another head that has this name.
     device : where to fit.
     bootstrap : draws for the intervals of the report; 0 for none.
+    told : as of `fit_head`.
 
     Raises
     ------
@@ -84,8 +89,20 @@ def fit_final(
     estimator = make_head(
         file.kind, params, device=resolve_device(device).name, seed=settings["seed"]
     )
+    settle_on_features(estimator, features.spec, features.plan)
     rows = np.flatnonzero(features.y >= 0)
-    fit_on(estimator, features.X, features.y, rows, groups=features.groups)
+    path = Path(out) if out else _beside(file.path)
+    checkpoint = path.with_name(f"{path.name}.checkpoint")
+    fit_on(
+        estimator,
+        features.X,
+        features.y,
+        rows,
+        groups=features.groups,
+        extent=features.extent,
+        checkpoint=checkpoint,
+        told=told,
+    )
     none = np.empty(0, np.int64)
     split = Split(
         train=rows,
@@ -105,5 +122,10 @@ def fit_final(
     }
     if "calibration" in file.metadata:  # of the head before: nothing is left to fit another on
         metadata["calibration"] = file.metadata["calibration"]
-    beside = file.path.with_name(file.path.name.removesuffix(".safetensors") + _ENDING)
-    return keep(Path(out) if out else beside, estimator, features, split, metadata, force=force)
+    made = keep(path, estimator, features, split, metadata, force=force)
+    checkpoint.unlink(missing_ok=True)
+    return made
+
+
+def _beside(head: Path) -> Path:
+    return head.with_name(head.name.removesuffix(".safetensors") + _ENDING)

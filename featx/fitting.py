@@ -6,7 +6,7 @@ import hashlib
 import os
 import platform
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -25,11 +25,13 @@ from featx.heads.cached import is_final, load_recorded
 from featx.heads.file import HeadFile, load_head, save_head
 from featx.heads.making import fit_on, make_head
 from featx.leaks import Leaks, find_leaks
+from featx.recorded import settle_on_features
 from featx.splits import Split, make_split
 from featx.workspace import newest_cache
 
 _DEFAULT_FRACTION: Final = 0.2  # held out, where the images have no split of their own
 _SHOWN: Final = 24  # characters of a grouping rule in a file's name
+_CHECKPOINT: Final = ".checkpoint"  # behind the name of a head that is being trained
 _LONGEST: Final = 6  # values of a setting that a file's name spells out
 
 
@@ -69,6 +71,7 @@ def fit_head(
     device: str = "auto",
     calibrate: bool = False,
     cache_dir: str | os.PathLike[str] = "cache",
+    told: Callable[[Mapping[str, Any]], None] | None = None,
     **params: Any,
 ) -> Fit:
     """Fit a head on cached features and write it as one file.
@@ -79,7 +82,7 @@ def fit_head(
     Parameters
     ----------
     cache : a finished cache; the newest in `cache_dir` if none is named.
-    head : ``logistic``, ``linear``, ``mlp``, ``ridge``, ``knn`` or ``centroid``.
+    head : ``logistic``, ``linear``, ``mlp``, ``ridge``, ``knn``, ``centroid`` or ``tail``.
     out : the head file; by default beside the cache, under a name that carries every setting that
         is not the default.
     force : replace a head of other settings that has this name.
@@ -97,12 +100,18 @@ def fit_head(
     calibrate : also fit a temperature (Guo et al. 2017), on the validation rows or, where there
         are none, on out-of-fold predictions of the training rows, which takes five more fits.
         `predict` and `evaluate` then give probabilities at that temperature.
-    **params : parameters of the head, as `C` or `hidden`; see `featx.heads`.
+    told : called after each epoch of a tail with its row of `history_`. What was trained is kept
+        beside the head, ``NAME.safetensors.checkpoint``, until the head is written: an interrupted
+        fit that is repeated goes on from there, and ends with the same bits.
+    **params : parameters of the head, as `C` or `hidden`; see `featx.heads`. Of a tail, `weights`
+        is where the network's weights are, if not where they lay when the features were made.
 
     Raises
     ------
     CacheError, InputError
         No usable cache; no labels; fewer than two classes to learn; an unknown parameter.
+    HeadError, WeightsError
+        Of a tail: the network's weights are not those that made the features, or not found.
 
     Examples
     --------
@@ -120,6 +129,8 @@ def fit_head(
     if duplicate_threshold is not None:
         check_threshold(duplicate_threshold)
     features = load_intact(cache if cache is not None else newest_cache(cache_dir))
+    settle_on_features(estimator, features.spec, features.plan)
+    params = {k: value for k, value in params.items() if k not in estimator.OF_FEATURES}
     fraction = _DEFAULT_FRACTION if test_fraction is None else test_fraction
     features, together, by_rule = kept_together(
         features, group, duplicate_threshold if group_duplicates else None
@@ -133,14 +144,6 @@ def fit_head(
             "leave --test-fraction away"
         )
     _check_classes(features, split)
-    fit_on(
-        estimator,
-        features.X,
-        features.y,
-        split.train,
-        val_rows=split.val,
-        groups=features.groups,
-    )
     settings = {
         "head": head,
         "params": _plain(params),
@@ -151,6 +154,23 @@ def fit_head(
     }
     if group_duplicates:
         settings["group_duplicates"] = duplicate_threshold
+    if calibrate:
+        settings["calibrate"] = True
+    path = (
+        Path(out) if out else features.path.with_suffix(f".{_name(head, params, seed, settings)}")
+    )
+    checkpoint = path.with_name(path.name + _CHECKPOINT)
+    fit_on(
+        estimator,
+        features.X,
+        features.y,
+        split.train,
+        val_rows=split.val,
+        groups=features.groups,
+        extent=features.extent,
+        checkpoint=checkpoint,
+        told=told,
+    )
     leaks, _ = find_leaks(
         features,
         split.held_out,
@@ -158,18 +178,15 @@ def fit_head(
         np.concatenate([split.train, split.val]),
         threshold=duplicate_threshold,
     )
-    if calibrate:
-        settings["calibrate"] = True
     metadata = describe(features, split, settings, estimator, groups=together)
     metadata["leaks"] = leaks.counts()
     if calibrate:
         metadata["calibration"] = fit_calibration(
             estimator, features.X, features.y, split, groups=features.groups, seed=seed
         )
-    path = (
-        Path(out) if out else features.path.with_suffix(f".{_name(head, params, seed, settings)}")
-    )
-    return keep(path, estimator, features, split, metadata, leaks=leaks, force=force)
+    made = keep(path, estimator, features, split, metadata, leaks=leaks, force=force)
+    checkpoint.unlink(missing_ok=True)
+    return made
 
 
 def fit_like(
@@ -180,6 +197,7 @@ def fit_like(
     force: bool = False,
     device: str = "auto",
     cache_dir: str | os.PathLike[str] = "cache",
+    told: Callable[[Mapping[str, Any]], None] | None = None,
 ) -> Fit:
     """Fit on another cache as a head was fitted: its kind, parameters, seed, fraction and groups.
 
@@ -189,7 +207,7 @@ def fit_like(
     Parameters
     ----------
     head : the head file to repeat.
-    cache, out, force, device, cache_dir : as of `fit_head`.
+    cache, out, force, device, cache_dir, told : as of `fit_head`.
 
     Raises
     ------
@@ -211,7 +229,8 @@ def fit_like(
     params = {
         name: value
         for name, value in file.head.get_params().items()
-        if name not in ("device", "random_state") and value != defaults[name]
+        if name not in ("device", "random_state", *file.head.OF_FEATURES)
+        and value != defaults[name]
     }
     features = load(cache if cache is not None else newest_cache(cache_dir))  # checked below
     return fit_head(
@@ -226,6 +245,7 @@ def fit_like(
         calibrate=settings.get("calibrate", False),
         group_duplicates="group_duplicates" in settings,
         duplicate_threshold=settings.get("group_duplicates"),
+        told=told,
         **params,
     )
 

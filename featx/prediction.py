@@ -15,6 +15,7 @@ from featx.errors import InputError
 from featx.featureset import FailedImage, FeatureSet, load_intact
 from featx.heads.cached import check_fits, load_recorded, probabilities, temperature_of
 from featx.heads.file import HeadFile
+from featx.heads.tail import BATCH_ROWS, TailHead
 from featx.images import display_names, expand_inputs
 from featx.own_network import note_given
 from featx.recorded import pipeline_of_spec
@@ -104,7 +105,8 @@ def predict(
         else not needed.
     weights : the backbone's weights file or entry; by default where it lay when the features were
         made, else its published name.
-    engine, device, batch_size, workers : how to run; by the fixed rules where not given.
+    engine, device, batch_size, workers : how to run; by the fixed rules where not given. A tail
+        runs on the CPU, unless a device is named.
     precision : arithmetic of the backbone; by default that of the features the head was fitted on.
     calibrated : of a head with a temperature (``fit_head(calibrate=True)``), give the
         probabilities at it; False for the head's own. The classes and their order are the same.
@@ -151,7 +153,10 @@ def predict(
     sink = _HeadSink(file, len(files), calibrated=calibrated)
     if start:
         start(len(files))
+    if isinstance(file.head, TailHead) and device != "auto":
+        file.head.predict_device = pipeline.device.name
     pipeline.run(enumerate(files), sink, workers=workers, progress=progress)
+    sink.flush()
     good = [i for i in range(len(files)) if i not in sink.failed]
     return Predictions(
         paths=tuple(os.fspath(files[i]) for i in good),
@@ -167,10 +172,11 @@ def predict(
 
 
 class _HeadSink:
-    """Turns features into probabilities batch by batch, so that memory is bounded by a batch."""
+    """Turns features into probabilities a few batches at a time, so that memory is bounded."""
 
     def __init__(self, file: HeadFile, n: int, *, calibrated: bool) -> None:
         self._file, self._calibrated = file, calibrated
+        self._waiting: list[tuple[np.ndarray, ...]] = []  # for a tail to fill its batch
         self.probabilities = np.zeros((n, len(file.classes)))
         self.failed: dict[int, tuple[int, str]] = {}
 
@@ -181,9 +187,22 @@ class _HeadSink:
         sha256: np.ndarray,
         extent: np.ndarray | None = None,
     ) -> None:
-        self.probabilities[rows] = probabilities(
-            self._file, features.reshape(len(rows), -1), calibrated=self._calibrated
-        )
+        batch = rows, features.reshape(len(rows), -1)
+        self._waiting.append(batch if extent is None else (*batch, extent))
+        if sum(len(rows) for rows, *_ in self._waiting) >= BATCH_ROWS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Predict what waits."""
+        if self._waiting:
+            rows, features, *extent = map(np.concatenate, zip(*self._waiting, strict=True))
+            self._waiting = []
+            self.probabilities[rows] = probabilities(
+                self._file,
+                features,
+                extent=extent[0] if extent else None,
+                calibrated=self._calibrated,
+            )
 
     def fail(self, row: int, status: int, reason: str, sha256: bytes) -> None:
         self.failed[row] = (status, reason)
@@ -201,7 +220,9 @@ def predict_cache(file: HeadFile, features: FeatureSet, *, calibrated: bool = Tr
     return Predictions(
         paths=tuple(features.paths),
         classes=file.classes,
-        probabilities=probabilities(file, features.X, calibrated=calibrated),
+        probabilities=probabilities(
+            file, features.X, extent=features.extent, calibrated=calibrated
+        ),
         failed=features.failed,
         files=tuple(features.files),
         temperature=temperature_of(file) if calibrated else None,

@@ -7,8 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from featx.errors import HeadError, WeightsError
-from featx.foreign import check_computable
+from featx.errors import HeadError, InputError, WeightsError
+from featx.foreign import check_computable, is_imported
+from featx.heads.base import Head
 from featx.identity import BackboneIdentity, FrontIdentity
 from featx.own_network import code_sha256, is_own, trusted_name
 from featx.pipeline import MAX_SAMPLES, Pipeline, build_pipeline, pixel_pipeline
@@ -161,6 +162,48 @@ def options_of_spec(
         batch_size=batch_size,
         label_from=rules.get("label_from", "first"),
         split_folders=split_folders if isinstance(split_folders, bool) else None,
+    )
+
+
+def settle_on_features(estimator: Head, spec: Mapping[str, Any], plan: Mapping[str, Any]) -> None:
+    """Set the parameters of a head that the features settle, of a tail its network; in place.
+
+    Parameters
+    ----------
+    estimator : heads of other kinds have none. The `weights` of a tail, if not the default, say
+        where they are now; its `backbone` is needed where the user's own code made the network.
+    spec, plan : of the cache that it is to be fitted on.
+
+    Raises
+    ------
+    InputError
+        Features that a tail cannot be fitted on: pooled ones, or imported ones.
+    HeadError, WeightsError
+        As `pipeline_of_spec`.
+    """
+    if not estimator.OF_FEATURES:
+        return
+    if is_imported(spec):
+        raise InputError("a tail needs the network that made the features, but these were imported")
+    _check_record(spec, plan)
+    if spec["pool"] != "none":
+        raise InputError(
+            f"a tail needs features as they enter it, but these were pooled ({spec['pool']}): "
+            "extract them with --pool none, at the cut from which it is to be trained"
+        )
+    asked = estimator.get_params()
+    weights = None if asked["weights"] == "default" else asked["weights"]
+    backbone = asked["backbone"] if is_own(spec["backbone"]) and is_own(asked["backbone"]) else None
+    _check_recorded_file(plan["weights"], weights, spec)
+    options = options_of_spec(spec, plan, backbone=backbone, weights=weights)
+    estimator.set_params(
+        backbone=options.backbone,
+        weights=options.weights,
+        weights_seed=options.seed,
+        weights_sha256=spec["weights_sha256"],
+        cut=options.cut,
+        shape=tuple(spec["shape"]),
+        transform=spec["transform"],
     )
 
 

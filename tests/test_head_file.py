@@ -166,9 +166,13 @@ def nan_head():
         (
             LogisticHead(),
             {},
-            "holds a fitted logistic, linear, mlp, ridge, knn, centroid head, got LogisticHead",
+            "a fitted logistic, linear, mlp, ridge, knn, centroid, tail head, got LogisticHead",
         ),
-        ("head", {}, "holds a fitted logistic, linear, mlp, ridge, knn, centroid head, got 'head'"),
+        (
+            "head",
+            {},
+            "a fitted logistic, linear, mlp, ridge, knn, centroid, tail head, got 'head'",
+        ),
         (FITTED[0], {"classes": ["a", "b"]}, "it names 2 classes for 3 labels"),
         (FITTED[0], {"classes": ["a", "b", "b"]}, "class names are not different strings"),
         (FITTED[0], {"split": {"test": hashes(1)}}, "split has a part 'test'; its parts are train"),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import subprocess
+import sys
 from itertools import pairwise
 
 import numpy as np
@@ -371,6 +373,43 @@ def test_pixels_are_normalised_as_for_the_whole_network():
         fitted.predict(X.astype(np.float32))
 
 
+def test_pixels_are_augmented_in_training_only_and_by_seed():
+    X, y = pixels()
+    transform = {"resize": 8, "crop": 8, "mean": (0.4,) * 3, "std": (0.2,) * 3}
+    settings = {"cut": "input", "epochs": 2, "device": "cpu", "transform": transform}
+    plain = TailHead(tiny(), **settings).fit(X, y)
+    settings["augment"] = "flip,pad=2,color"
+    fitted = TailHead(tiny(), **settings).fit(X, y)
+    assert bits(fitted) != bits(plain)
+    assert bits(fitted) == bits(TailHead(tiny(), **settings).fit(X, y))
+    assert np.array_equal(fitted.predict_proba(X), fitted.predict_proba(X))
+    p = fitted.predict_proba(X[:4])
+    fitted.augment = None
+    assert np.array_equal(p, fitted.predict_proba(X[:4]))
+
+
+def test_whole_pictures_are_cropped_by_the_transform():
+    X, y = pixels(size=12)
+    X[:, 10:] = 0
+    extent = np.tile([10, 12], (len(X), 1)).astype(np.uint16)
+    transform = {"resize": 10, "crop": 8, "mean": (0.4,) * 3, "std": (0.2,) * 3}
+    settings = {"cut": "input", "epochs": 2, "device": "cpu", "transform": transform}
+    cropped = X[:, 1:9, 2:10]  # the centre: the short side is 10 already
+    expected = TailHead(tiny(), **settings).fit(cropped, y)
+    fitted = TailHead(tiny(), **settings).fit(X, y, extent=extent)
+    assert bits(fitted) == bits(expected)
+    assert np.array_equal(fitted.predict_proba(X, extent), expected.predict_proba(cropped))
+    TailHead(tiny(), **settings, augment="crop,flip").fit(X, y, extent=extent)
+    with pytest.raises(InputError, match="not cropped to 8: whole pictures need their extent"):
+        TailHead(tiny(), **settings).fit(X, y)
+    with pytest.raises(InputError, match="fitted on whole pictures: give the extent of each"):
+        fitted.predict(X)
+    with pytest.raises(InputError, match="takes no extent"):
+        expected.predict_proba(cropped, extent)
+    with pytest.raises(InputError, match=r"extent must be \(40, 2\) of pixels, got \(39, 2\)"):
+        fitted.predict_proba(X, extent[1:])
+
+
 def test_from_scratch_batchnorm_learns_and_all_layers_have_one_rate():
     scratch = TailHead("squeezenet1_1", weights="random", cut="input")
     assert scratch._batchnorm() == "learn"
@@ -394,6 +433,8 @@ def test_from_scratch_batchnorm_learns_and_all_layers_have_one_rate():
         ({"weights_seed": -1}, "weights_seed must be 0 or more"),
         ({"transform": {"crop": 3}}, "a transform has the fields"),
         ({"transform": 3}, "transform must be a dict or None"),
+        ({"augment": "flop"}, "augment word 'flop' is unknown"),
+        ({"augment": "flip"}, "augment changes pixels: it needs a cache of the cut 'input'"),
         ({"cut": "third"}, "unknown cut 'third'"),
         ({"cut": "fc"}, "the cut 'fc' is behind the network's last layer"),
         ({"device": "gpu"}, "device must be auto, cpu"),
@@ -440,3 +481,33 @@ def test_a_training_that_diverges_says_so():
     X, y = features()
     with pytest.raises(InputError, match=r"training diverged .* lower lr"):
         head(optimizer="sgd", lr=1e30, batchnorm="learn").fit(X, y)
+
+
+UNDER_A_LIMIT = """
+import re, resource, sys
+from pathlib import Path
+import numpy as np
+from tests.test_heads_tail import head
+X = np.load(sys.argv[1], mmap_mode="r")
+y = np.arange(len(X)) % 2
+settings = {"epochs": 1, "batch_size": 256, "lr": 1e-4}
+head(**settings).fit(X[:512], y[:512]).predict(X[:512])
+used = int(re.search(r"VmData:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) << 10
+resource.setrlimit(resource.RLIMIT_DATA, (used + (256 << 20),) * 2)
+fitted = head(**settings).fit(X, y)
+print(len(fitted.predict(X)), X.nbytes)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the limit means something else")
+def test_rows_four_times_as_large_as_the_memory_are_trained_on_and_predicted(tmp_path):
+    path = tmp_path / "X.npy"
+    rows = np.lib.format.open_memmap(path, "w+", np.float32, (45_000, 6, 32, 32))  # all 0: a hole
+    rows[::2, 0] = 1
+    rows.flush()
+    done = subprocess.run(
+        [sys.executable, "-c", UNDER_A_LIMIT, str(path)], capture_output=True, text=True
+    )
+    assert done.stdout.split() == ["45000", str(rows.nbytes)], done.stderr
+    assert rows.nbytes > 4 * (256 << 20)

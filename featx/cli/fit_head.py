@@ -22,6 +22,7 @@ from featx.cli.options import (
     whole_numbers,
 )
 from featx.cli.output import command, print_json
+from featx.cli.training import telling_epochs
 from featx.errors import InputError
 
 
@@ -34,7 +35,8 @@ def fit_head(
         str | None,
         typer.Option(
             help="logistic (the default), linear, mlp, ridge, knn or centroid; all fits and ranks "
-            "every one."
+            "every one of these. tail: the rest of the network, trained on (features of --pool "
+            "none)."
         ),
     ] = None,
     out_file: Annotated[
@@ -72,29 +74,34 @@ def fit_head(
         str | None, typer.Option(help="logistic, ridge: balanced weighs rare classes up.")
     ] = None,
     max_iter: Annotated[int | None, typer.Option(min=1, help="logistic: iterations.")] = None,
-    epochs: Annotated[int | None, typer.Option(min=1, help="linear, mlp: passes at most.")] = None,
+    epochs: Annotated[
+        int | None, typer.Option(min=1, help="linear, mlp, tail: passes at most.")
+    ] = None,
     lr: Annotated[
         str | None,
         typer.Option(
-            help="linear, mlp: learning rate; linear: several, as 1e-4,1e-3, or grid, side by side."
+            help="linear, mlp, tail: learning rate; linear: several, as 1e-4,1e-3, or grid, side "
+            "by side."
         ),
     ] = None,
     schedule: Annotated[
-        str | None, typer.Option(help="linear: of the learning rate, constant or cosine.")
+        str | None, typer.Option(help="linear, tail: of the learning rate, constant or cosine.")
     ] = None,
     batch_size: Annotated[
-        int | None, typer.Option(min=1, help="linear, mlp: rows per step.")
+        int | None, typer.Option(min=1, help="linear, mlp, tail: rows per step.")
     ] = None,
-    optimizer: Annotated[str | None, typer.Option(help="linear: adam or sgd.")] = None,
+    optimizer: Annotated[
+        str | None, typer.Option(help="linear: adam or sgd; tail: adamw or sgd.")
+    ] = None,
     weight_decay: Annotated[
-        float | None, typer.Option(min=0, help="linear, mlp: weight decay.")
+        float | None, typer.Option(min=0, help="linear, mlp, tail: weight decay.")
     ] = None,
     hidden: Annotated[
         str | None, typer.Option(help="mlp: sizes of the hidden layers, as 512,256.")
     ] = None,
     dropout: Annotated[float | None, typer.Option(min=0, max=1, help="mlp: dropout.")] = None,
     patience: Annotated[
-        int | None, typer.Option(min=1, help="mlp: epochs without gain before stopping.")
+        int | None, typer.Option(min=1, help="mlp, tail: epochs without gain before stopping.")
     ] = None,
     n_seeds: Annotated[
         int | None,
@@ -111,10 +118,10 @@ def fit_head(
         ),
     ] = False,
     momentum: Annotated[
-        float | None, typer.Option(min=0, max=1, help="linear: momentum of sgd.")
+        float | None, typer.Option(min=0, max=1, help="linear, tail: momentum of sgd.")
     ] = None,
     label_smoothing: Annotated[
-        float | None, typer.Option(min=0, max=1, help="linear, mlp: label smoothing.")
+        float | None, typer.Option(min=0, max=1, help="linear, mlp, tail: label smoothing.")
     ] = None,
     cv: Annotated[
         int | None,
@@ -128,7 +135,10 @@ def fit_head(
     ] = None,
     weights: Annotated[
         str | None,
-        typer.Option(help="knn: exponential (nearer rows weigh more; the default) or uniform."),
+        typer.Option(
+            help="knn: exponential (nearer rows weigh more; the default) or uniform. tail: the "
+            "network's weights, if they are no longer where they lay."
+        ),
     ] = None,
     temperature: Annotated[
         float | None, typer.Option(min=0, help="knn: of the exponential weights, 0.07.")
@@ -142,6 +152,36 @@ def fit_head(
             "--standardise/--no-standardise",
             help="Bring features to mean 0 and variance 1 first; the default of all heads but knn.",
         ),
+    ] = None,
+    backbone: Annotated[
+        str | None,
+        typer.Option(help="tail: package.module:factory again, where that made the features."),
+    ] = None,
+    batchnorm: Annotated[
+        str | None,
+        typer.Option(
+            help="tail: BatchNorm's running statistics, frozen or learn; by default they learn "
+            "where the weights are random."
+        ),
+    ] = None,
+    augment: Annotated[
+        str | None,
+        typer.Option(
+            help="tail, on pixels (--cut input): what is changed at random in each step: flip, "
+            "crop or pad, color, rotate, as flip,pad=4."
+        ),
+    ] = None,
+    lr_ratio: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            max=1,
+            help="tail: the first layer's learning rate over the classifier's: 0.1, with random "
+            "weights 1.",
+        ),
+    ] = None,
+    warmup: Annotated[
+        float | None, typer.Option(min=0, max=1, help="tail: share of the steps: 0.05.")
     ] = None,
     test_fraction: Annotated[
         float | None,
@@ -167,7 +207,9 @@ def fit_head(
     ] = None,
     curves: Annotated[
         Path | None,
-        typer.Option(help="linear, mlp, --shots: draw loss and accuracy, or the learning curve."),
+        typer.Option(
+            help="linear, mlp, tail, --shots: draw loss and accuracy, or the learning curve."
+        ),
     ] = None,
     cache_dir: CacheDir = Path("cache"),
     json_output: Json = False,
@@ -209,6 +251,11 @@ def fit_head(
             metric=metric,
             standardise=standardise,
             precision=precision,
+            backbone=backbone,
+            batchnorm=batchnorm,
+            augment=augment,
+            lr_ratio=lr_ratio,
+            warmup=warmup,
         ),
     }
     if c is not None and (cs is not None or cv is not None):
@@ -231,18 +278,22 @@ def fit_head(
         return
     if curves is not None:
         _check_has_epochs(head, like)
-    if like is not None:
-        if params or group or seed or more or head is not None or test_fraction is not None:
-            raise InputError("--like repeats all settings of that head: leave the others away")
-        fitted = fit_like(like, cache, out=out_file, force=force, **where)
-    else:
-        keywords = {**where, **common, **more, **params}
-        fitted = fit(cache, head=head or "logistic", out=out_file, force=force, **keywords)
-    made = fitted
-    if final:
-        from featx.finalising import fit_final
+    asked = params or group or seed or more or head is not None or test_fraction is not None
+    if like is not None and asked:
+        raise InputError("--like repeats all settings of that head: leave the others away")
+    with telling_epochs() as told:
+        if like is not None:
+            fitted = fit_like(like, cache, out=out_file, force=force, told=told, **where)
+        else:
+            keywords = {**where, **common, **more, **params}
+            fitted = fit(
+                cache, head=head or "logistic", out=out_file, force=force, told=told, **keywords
+            )
+        made = fitted
+        if final:
+            from featx.finalising import fit_final
 
-        made = fit_final(fitted.path, force=force, device=device)
+            made = fit_final(fitted.path, force=force, device=device, told=told)
     if json_output:
         print_json({"head": str(made.path), **made.file.metadata})
     else:
@@ -259,9 +310,9 @@ def _check_has_epochs(head: str | None, like: Path | None) -> None:
         from featx.heads.cached import load_recorded
 
         head = load_recorded(like).kind
-    if head not in ("linear", "mlp"):
+    if head not in ("linear", "mlp", "tail"):
         kind = head or "logistic"
-        raise InputError(f"--curves needs a head with epochs (linear or mlp), not {kind}")
+        raise InputError(f"--curves needs a head with epochs (linear, mlp or tail), not {kind}")
 
 
 def _learning_rates(text: str | None) -> float | tuple[float, ...] | str | None:

@@ -66,6 +66,8 @@ class Head(ClassifierMixin, BaseEstimator, ABC):
 
     # Fitted attributes that a head file keeps as JSON, and which kind of value each one is.
     FACTS: ClassVar[Mapping[str, str]] = {}
+    # Parameters that the features settle, not who fits: which network they are of, and where cut.
+    OF_FEATURES: ClassVar[frozenset[str]] = frozenset()
     # What a parameter that is None stands for where there are too few rows to choose it on.
     UNCHOSEN: ClassVar[Mapping[str, Any]] = {}
 
@@ -102,6 +104,13 @@ class Head(ClassifierMixin, BaseEstimator, ABC):
     @abstractmethod
     def _tensor_specs(self, d: int, k: int) -> Mapping[str, tuple[tuple[int | None, ...], str]]:
         """Shape (None: any) and dtype of every tensor, from parameters, d features, k classes."""
+
+    def _check_savable(self) -> None:
+        """Raise InputError where no head file can hold it."""
+
+    def _mean_size(self, d: int) -> int:
+        """Length of `mean_` and `scale_`."""
+        return d
 
     def predict(self, X: Any) -> npt.NDArray[Any]:
         """The most probable class of each row: (n, d) -> (n,), among `classes_`."""

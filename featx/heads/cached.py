@@ -11,6 +11,7 @@ import numpy as np
 from featx.errors import HeadError
 from featx.featureset import FeatureSet
 from featx.heads.file import HeadFile, load_head
+from featx.heads.making import probabilities_of
 from featx.images import display_names
 from featx.temperature import BOUNDS, at_temperature
 from featx.workspace import newest_first
@@ -178,14 +179,16 @@ def classes_known(file: HeadFile, features: FeatureSet) -> np.ndarray:
     return np.array([*numbers, -1], np.int64)
 
 
-def probabilities(file: HeadFile, X: np.ndarray, *, calibrated: bool = True) -> np.ndarray:
+def probabilities(
+    file: HeadFile, X: np.ndarray, *, extent: np.ndarray | None = None, calibrated: bool = True
+) -> np.ndarray:
     """Class probabilities (n, k) float64 of features (n, d); no rows give no rows.
 
     Those of a calibrated head are at its temperature, unless `calibrated` is False: then they are
-    the head's own, as `file.head.predict_proba` gives them.
+    the head's own, as `file.head.predict_proba` gives them. `extent` is that of whole pictures.
     """
     if not len(X):
         return np.zeros((0, len(file.classes)))
-    plain = np.asarray(file.head.predict_proba(X), np.float64)
+    plain = np.asarray(probabilities_of(file.head, X, extent), np.float64)
     temperature = temperature_of(file)
     return at_temperature(plain, temperature) if calibrated and temperature else plain

@@ -15,7 +15,7 @@ from typing import Any, Final, NoReturn
 import numpy as np
 import numpy.typing as npt
 
-from featx.errors import HeadError, InputError
+from featx.errors import HeadError, InputError, MissingExtraError
 from featx.heads.base import Head
 from featx.heads.centroid import CentroidHead
 from featx.heads.knn import KNNHead
@@ -23,8 +23,10 @@ from featx.heads.linear import LinearHead
 from featx.heads.logistic import LogisticHead
 from featx.heads.mlp import MLPHead
 from featx.heads.ridge import RidgeHead
+from featx.heads.tail import TailHead
 
 FORMAT: Final = 1
+# Those that take any features; a tail takes what enters its network at the cut.
 HEADS: Final[Mapping[str, type[Head]]] = {
     "logistic": LogisticHead,
     "linear": LinearHead,
@@ -33,6 +35,7 @@ HEADS: Final[Mapping[str, type[Head]]] = {
     "knn": KNNHead,
     "centroid": CentroidHead,
 }
+KINDS: Final[Mapping[str, type[Head]]] = {**HEADS, "tail": TailHead}
 SPLIT_PARTS: Final = ("train", "val", "held_out")
 
 DTYPES: Final = {"F64": np.float64, "F32": np.float32, "I64": np.int64, "U8": np.uint8}
@@ -62,7 +65,7 @@ class HeadFile:
     head : Head
         Fitted; predicts from feature rows (n, d).
     kind : str
-        A key of `HEADS`.
+        A key of `KINDS`.
     classes : tuple of k str
         Names in the order of `head.classes_` and of the columns of `predict_proba`.
     metadata : dict
@@ -106,13 +109,14 @@ def checked_header(text: str | None) -> dict[str, Any]:
 def build(path: Path, header: dict[str, Any], tensors: dict[str, npt.NDArray[Any]]) -> HeadFile:
     """Check every part against the others, and put the head together."""
     kind, classes, labels = header["kind"], header["classes"], header["labels"]
-    if kind not in HEADS:
-        raise HeadError(f"its kind is {kind!r}; this featx knows {', '.join(HEADS)}")
+    if kind not in KINDS:
+        raise HeadError(f"its kind is {kind!r}; this featx knows {', '.join(KINDS)}")
     if not all(type(name) is str for name in classes) or len(set(classes)) != len(classes):
         raise HeadError("its class names are not different strings")
     if len(classes) != len(labels) or len(labels) < 2:
         raise HeadError(f"it names {len(classes)} classes for {len(labels)} labels")
     head = _estimator(kind, header["params"])
+    _set_facts(head, header["facts"])
     specs = _all_specs(head, header["n_features"], len(labels))
     _check_tensors(tensors, specs)
     try:
@@ -125,13 +129,12 @@ def build(path: Path, header: dict[str, Any], tensors: dict[str, npt.NDArray[Any
     head.n_features_in_ = header["n_features"]
     head.mean_, head.scale_ = tensors["mean"], tensors["scale"]
     head._set_tensors(tensors)
-    _set_facts(head, header["facts"])
     split = {part: tensors[f"split.{part}"] for part in SPLIT_PARTS}
     return HeadFile(path, head, kind, tuple(classes), header["metadata"], split)
 
 
 def _estimator(kind: str, params: dict[str, Any]) -> Head:
-    cls = HEADS[kind]
+    cls = KINDS[kind]
     unknown = set(params) - set(cls().get_params(deep=False))
     if unknown:
         raise HeadError(
@@ -149,11 +152,12 @@ def _estimator(kind: str, params: dict[str, Any]) -> Head:
 def _all_specs(head: Head, d: int, k: int) -> dict[str, tuple[tuple[int | None, ...], str]]:
     if d < 1:
         raise HeadError(f"it says it has {d} features")
-    specs: dict[str, tuple[tuple[int | None, ...], str]] = {
-        "mean": ((d,), "F64"),
-        "scale": ((d,), "F64"),
-    }
-    specs.update(head._tensor_specs(d, k))
+    try:
+        specs = dict(head._tensor_specs(d, k))
+        size = head._mean_size(d)
+    except (InputError, MissingExtraError) as why:  # of a tail: no such network, or no such cut
+        raise HeadError(f"its network cannot be built: {one_line(why)}") from why
+    specs |= {"mean": ((size,), "F64"), "scale": ((size,), "F64")}
     specs.update({f"split.{part}": ((None, 32), "U8") for part in SPLIT_PARTS})
     return specs
 
@@ -228,6 +232,8 @@ def _is_fact(value: Any, kind: str) -> bool:
             type(column) is list and all(type(v) in (int, float, bool) for v in column)
             for column in value.values()
         )
+    if kind == "counts":
+        return type(value) is list and all(type(v) is int and v >= 0 for v in value)
     if kind == "rows":
         return type(value) is list and all(
             type(row) is dict and all(v is None or type(v) in (int, float) for v in row.values())
@@ -277,7 +283,7 @@ def digest_of(header: Mapping[str, Any], tensors: Mapping[str, npt.NDArray[Any]]
     digest = hashlib.sha256(text.encode("ascii"))
     for name, tensor in sorted(tensors.items()):
         digest.update(f"\n{name} {tensor.dtype.str} {tensor.shape}\n".encode())
-        digest.update(np.ascontiguousarray(tensor).view(np.uint8).reshape(-1).data)
+        digest.update(np.ascontiguousarray(tensor).reshape(-1).view(np.uint8).data)
     return digest.hexdigest()
 
 

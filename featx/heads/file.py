@@ -26,6 +26,7 @@ from featx.heads.contents import (
     DTYPES,
     FORMAT,
     HEADS,
+    KINDS,
     SPLIT_PARTS,
     HeadFile,
     build,
@@ -56,7 +57,7 @@ def save_head(
     path : path
         Replaced if it exists.
     head : Head
-        Fitted, of a class in `HEADS`, on labels that are whole numbers or strings.
+        Fitted, of a class in `KINDS`, on labels that are whole numbers or strings.
     classes : k str
         Names in the order of `head.classes_`.
     metadata : dict, optional
@@ -76,9 +77,10 @@ def save_head(
         The file cannot be written; what was there is untouched.
     """
     path = Path(path)
-    kind = next((name for name, cls in HEADS.items() if type(head) is cls), None)
+    kind = next((name for name, cls in KINDS.items() if type(head) is cls), None)
     if kind is None or not hasattr(head, "classes_"):
-        raise InputError(f"a head file holds a fitted {', '.join(HEADS)} head, got {head!r}")
+        raise InputError(f"a head file holds a fitted {', '.join(KINDS)} head, got {head!r}")
+    head._check_savable()
     tensors = {"mean": head.mean_, "scale": head.scale_, **head._tensors()}
     for part in set(split or {}) - set(SPLIT_PARTS):
         raise InputError(f"split has a part {part!r}; its parts are {', '.join(SPLIT_PARTS)}")
@@ -91,7 +93,7 @@ def save_head(
             )
         tensors[f"split.{part}"] = hashes
     # A stride-0 or reversed array must be laid out before its bytes are taken.
-    tensors = {name: np.ascontiguousarray(tensor) for name, tensor in sorted(tensors.items())}
+    tensors = {name: np.asarray(tensor, order="C") for name, tensor in sorted(tensors.items())}
     header = {
         "format": FORMAT,
         "kind": kind,

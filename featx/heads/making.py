@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,9 +11,10 @@ import numpy.typing as npt
 
 from featx.errors import InputError
 from featx.heads.base import Head
-from featx.heads.contents import HEADS
+from featx.heads.contents import KINDS
 from featx.heads.epochs import EpochsHead
 from featx.heads.row_view import RowView
+from featx.heads.tail import TailHead
 
 
 def make_head(kind: str, params: Mapping[str, Any], *, device: str, seed: int) -> Head:
@@ -20,7 +22,7 @@ def make_head(kind: str, params: Mapping[str, Any], *, device: str, seed: int) -
 
     Parameters
     ----------
-    kind : a key of `HEADS`.
+    kind : a key of `KINDS`.
     params : of that head; what is left out has its default.
     device : where it is to be fitted.
     seed : its `random_state`.
@@ -30,16 +32,16 @@ def make_head(kind: str, params: Mapping[str, Any], *, device: str, seed: int) -
     InputError
         An unknown kind, or a parameter that the kind does not have.
     """
-    if kind not in HEADS:
-        raise InputError(f"head must be one of {', '.join(HEADS)}, got {kind!r}")
-    known = HEADS[kind]().get_params()
+    if kind not in KINDS:
+        raise InputError(f"head must be one of {', '.join(KINDS)}, got {kind!r}")
+    known = KINDS[kind]().get_params()
     unknown = sorted(set(params) - set(known))
     if unknown:
         raise InputError(
             f"head {kind!r} has no parameter {', '.join(unknown)}, nor such an option; its "
             f"parameters are {', '.join(sorted(known))}"
         )
-    return HEADS[kind](**{"device": device, "random_state": seed, **params})
+    return KINDS[kind](**{"device": device, "random_state": seed, **params})
 
 
 def fit_on(
@@ -50,6 +52,9 @@ def fit_on(
     *,
     val_rows: npt.NDArray[np.int64] | None = None,
     groups: npt.NDArray[np.int64] | None = None,
+    extent: npt.NDArray[np.uint16] | None = None,
+    checkpoint: Path | None = None,
+    told: Callable[[Mapping[str, Any]], None] | None = None,
 ) -> Head:
     """Fit on some rows of features, which are read as they are needed and never copied whole.
 
@@ -60,8 +65,11 @@ def fit_on(
     rows : (m,) to train on.
     val_rows : to choose on; none: the head chooses inside `rows`.
     groups : (n,) of all rows, -1 for none.
+    extent, checkpoint, told : of a `TailHead`, see its `fit`; nothing to others.
     """
     keywords: dict[str, Any] = {}
+    if isinstance(estimator, TailHead):
+        keywords |= {"extent": extent, "checkpoint": checkpoint, "told": told}
     if groups is not None and (groups[rows] >= 0).any():
         keywords["groups"] = groups[rows]
     if val_rows is not None and not len(val_rows):
@@ -71,3 +79,12 @@ def fit_on(
     if val_rows is not None:
         keywords |= {"X_val": RowView(X, val_rows), "y_val": y[val_rows]}
     return estimator.fit(RowView(X, rows), y[rows], **keywords)
+
+
+def probabilities_of(
+    estimator: Head, X: npt.NDArray[Any], extent: npt.NDArray[np.uint16] | None = None
+) -> npt.NDArray[np.float64]:
+    """Class probabilities (n, k) of rows (n, d); `extent` of whole pictures, for a `TailHead`."""
+    if isinstance(estimator, TailHead):
+        return estimator.predict_proba(X, extent)
+    return estimator.predict_proba(X)

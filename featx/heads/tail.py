@@ -8,16 +8,19 @@ import json
 import math
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Self
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from scipy.special import softmax
 from sklearn.utils import column_or_1d
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
 
+from featx.augmentation import Augmentation
 from featx.devices import check_precision, resolve_device
 from featx.errors import HeadError, InputError
 from featx.heads.base import FloatArray
@@ -32,7 +35,7 @@ if TYPE_CHECKING:
     from featx.heads.tail_training import Told
 
 _PREFIX: Final = "tail."
-_ROWS: Final = 16  # predicted at once
+BATCH_ROWS: Final = 16  # predicted at once
 _SAMPLED: Final = 64  # rows whose values enter the digest of a checkpoint
 _DTYPES: Final = {torch.float32: "F32", torch.float64: "F64", torch.int64: "I64"}
 
@@ -69,6 +72,9 @@ class TailHead(TailSettings):
     batchnorm : {None, "frozen", "learn"}
         Whether BatchNorm's running statistics stay as they are or learn; None: they learn where
         weights are random. Scales and shifts are trained in any case.
+    augment : str, optional
+        What is changed at random in the pixels of each step, in words: ``"flip,crop"``; see
+        `featx.augmentation.Augmentation`. Rows that are chosen on or predicted stay as they are.
     lr : float, optional
         Of the new classifier; None: 0.001 for adamw, 0.01 for sgd.
     lr_ratio : float, optional
@@ -123,6 +129,7 @@ class TailHead(TailSettings):
         "shape_": "counts",
         "crop_": "count",
         "pixels_": "bool",
+        "whole_": "bool",
     }
     OF_FEATURES: ClassVar[frozenset[str]] = frozenset(
         {"backbone", "weights", "weights_seed", "weights_sha256", "cut", "shape", "transform"}
@@ -132,6 +139,7 @@ class TailHead(TailSettings):
     shape_: list[int]
     crop_: int  # side of the images, pixels; 0 where it is not known
     pixels_: bool  # whether X is uint8
+    whole_: bool  # whether these are whole pictures, which have an extent
 
     def fit(
         self,
@@ -143,6 +151,7 @@ class TailHead(TailSettings):
         groups: Any = None,
         rows: Any = None,
         val_rows: Any = None,
+        extent: Any = None,
         checkpoint: str | os.PathLike[str] | None = None,
         told: Told | None = None,
     ) -> Self:
@@ -155,6 +164,9 @@ class TailHead(TailSettings):
         y : (n,) labels of any type scikit-learn takes
         X_val, y_val, groups, rows, val_rows
             As of LinearHead.
+        extent : (n, 2) int, optional
+            Of whole pictures (a cache of --store-size): height and width of what is picture. The
+            rows to choose on are then `val_rows` of X.
         checkpoint : path, optional
             A file that is replaced after each epoch; where it is there, of the same settings and
             rows, training goes on from it, and ends with the bits of one that was never
@@ -184,11 +196,13 @@ class TailHead(TailSettings):
         rows = np.arange(len(y)) if rows is None else np.asarray(rows)
         numbers = self._number_labels(y[rows])
         if X_val is not None and y_val is not None:
+            if extent is not None:
+                raise InputError("with extent, rows to choose on are val_rows of X, not X_val")
             X_val, y_val = _checked(X_val), column_or_1d(y_val)
             val_rows = np.arange(len(y_val))
         else:
             X_val, y_val = X, y
-        network = self._read_network(X)
+        network, augment = self._read_network(X, extent)
         self.device_, self.n_set_aside_ = device.name, 0
         if val_rows is None:
             kept, aside = self._set_aside(numbers, groups, n_networks=1)
@@ -206,9 +220,9 @@ class TailHead(TailSettings):
         )
         training = Training(
             tail,
-            self._rows(X, rows, device.name),
+            replace(self._rows(X, rows, device.name, extent), augment=augment),
             numbers,
-            self._rows(X_val, val_rows, device.name) if len(val_rows) else None,
+            self._rows(X_val, val_rows, device.name, extent) if len(val_rows) else None,
             np.searchsorted(self.classes_, y_val[val_rows]),
             recipe,
         )
@@ -222,8 +236,8 @@ class TailHead(TailSettings):
         self.tail_.set_values(training.best)
         return self
 
-    def _read_network(self, X: Any) -> nn.Module:
-        """The network with its weights; sets what X is to it, and what pixels are normalised by."""
+    def _read_network(self, X: Any, extent: Any) -> tuple[nn.Module, Augmentation | None]:
+        """The network with its weights, and how its pixels are changed; sets what X is to it."""
         given = None if self.transform is None else Transform.from_dict(self.transform)
         if isinstance(self.backbone, nn.Module):
             network, transform = self.backbone, given
@@ -239,13 +253,15 @@ class TailHead(TailSettings):
                     f"{backbone.weights_sha256[:16]}…; give the right file with --weights"
                 )
         self.crop_ = 0 if transform is None else transform.crop
-        self.pixels_ = X.dtype == np.uint8
+        self.pixels_, self.whole_ = X.dtype == np.uint8, extent is not None
         if self.pixels_ and self.cut != "input":
             raise InputError(
                 f"uint8 rows are pixels, which enter at the cut 'input', not {self.cut!r}"
             )
         if self.pixels_ and transform is None:
             raise InputError("pixels need a transform, whose mean and std they are normalised by")
+        if self.augment is not None and not self.pixels_:
+            raise InputError("augment changes pixels: it needs a cache of the cut 'input'")
         self.shape_ = [int(size) for size in self._shape(X, network)]
         d = math.prod(self.shape_)
         if math.prod(X.shape[1:]) != d:
@@ -259,7 +275,14 @@ class TailHead(TailSettings):
         if self.pixels_:
             assert transform is not None
             self.mean_, self.scale_ = np.array(transform.mean), np.array(transform.std)
-        return network
+            if not self.whole_ and self.shape_[:2] != [transform.crop] * 2:
+                raise InputError(
+                    f"pixels of shape {tuple(self.shape_)} are not cropped to {transform.crop}: "
+                    "whole pictures need their extent"
+                )
+            if self.augment is not None:
+                return network, Augmentation.parse(self.augment, transform)
+        return network, None
 
     def _shape(self, X: Any, network: nn.Module) -> Sequence[int]:
         if len(X.shape) > 2:
@@ -276,8 +299,22 @@ class TailHead(TailSettings):
 
         return shape_at(network, self.cut, (2, channels, crop, crop))
 
-    def _rows(self, X: Any, rows: npt.NDArray[np.int64], device: str) -> TailRows:
-        return TailRows(X, rows, tuple(self.shape_), self.mean_, self.scale_, device)
+    def _rows(
+        self, X: Any, rows: npt.NDArray[np.int64], device: str, extent: Any = None
+    ) -> TailRows:
+        """Rows as they enter the tail; refuses whole pictures without an extent."""
+        if (extent is not None) != self.whole_:
+            told = ("takes no extent", "was fitted on whole pictures: give the extent of each")
+            raise InputError(f"this head {told[self.whole_]}")
+        transform = None
+        if extent is not None:
+            if self.transform is None:
+                raise InputError("whole pictures need a transform, which says how they are cropped")
+            extent, transform = np.asarray(extent), Transform.from_dict(self.transform)
+            if extent.shape != (len(X), 2) or not self.pixels_:
+                raise InputError(f"extent must be ({len(X)}, 2) of pixels, got {extent.shape}")
+        shape = tuple(self.shape_)
+        return TailRows(X, rows, shape, self.mean_, self.scale_, device, transform, extent)
 
     def _check_enters(self, tail: Tail, rows: TailRows) -> None:
         """Refuse rows that the tail cannot compute with."""
@@ -318,7 +355,15 @@ class TailHead(TailSettings):
                 digest.update(rows.batch(some).cpu().numpy().tobytes())
         return digest.hexdigest()
 
-    def _all_logits(self, X: Any) -> FloatArray:
+    def predict_proba(self, X: Any, extent: Any = None) -> FloatArray:
+        """Class probabilities: (n, d) -> (n, k) float64, each row sums to 1.
+
+        Of whole pictures `extent` (n, 2) is the height and width of each.
+        """
+        logits = self._all_logits(X, extent)
+        return softmax(logits, axis=1)
+
+    def _all_logits(self, X: Any, extent: Any = None) -> FloatArray:
         from featx.heads.tail_training import logits_of
 
         check_is_fitted(self)
@@ -333,13 +378,20 @@ class TailHead(TailSettings):
             raise InputError(f"this head takes {kinds[self.pixels_]}, got {X.dtype}")
         device = resolve_device(self.predict_device).name
         tail = self.tail_ if device == "cpu" else copy.deepcopy(self.tail_).to(device)
+        rows = self._rows(X, np.arange(len(X)), device, extent)
         logits = np.empty((len(X), len(self.classes_)))
-        for part, of_part in logits_of(tail, self._rows(X, np.arange(len(X)), device), _ROWS):
+        for part, of_part in logits_of(tail, rows, BATCH_ROWS):
             logits[part] = of_part.cpu().numpy()
+        if not np.isfinite(logits).all():
+            raise HeadError("the values of this head give no numbers as logits: fit it again")
         return logits
 
     def _logits(self, Z: FloatArray) -> FloatArray:
         return self._all_logits(Z)
+
+    def _check_savable(self) -> None:
+        if not isinstance(self.backbone, str):
+            raise InputError("a head of a network that has no name cannot be saved")
 
     def _tensors(self) -> dict[str, npt.NDArray[Any]]:
         return {f"{_PREFIX}{name}": v.numpy() for name, v in self.tail_.values().items()}
@@ -366,8 +418,7 @@ class TailHead(TailSettings):
         from featx.backbones import bare_network
         from featx.heads.tail_network import Tail
 
-        if not isinstance(self.backbone, str):
-            raise InputError("a head of a network that has no name cannot be saved")
+        assert isinstance(self.backbone, str)
         network = bare_network(
             self.backbone, crop=self.crop_, for_weights=not self._is_from_scratch()
         )

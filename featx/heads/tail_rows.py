@@ -11,8 +11,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from featx.augmentation import Augmentation, plain
 from featx.errors import InputError
 from featx.heads.base import FloatArray, IntArray
+from featx.transforms import Transform
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,9 @@ class TailRows:
     shape : of one row: what enters the tail, or of uint8 pixels (h, w, c).
     mean, scale : (c,) of pixels on the scale 0..1; of other features 0 and 1.
     device : where batches go.
+    transform : of pixels; whole pictures are resized and cropped by it.
+    extent : (N, 2) height and width of what is picture in each row of X, of whole pictures.
+    augment : changes pixels at random, where `batch` is given a generator.
     """
 
     X: Any
@@ -34,12 +39,15 @@ class TailRows:
     mean: FloatArray
     scale: FloatArray
     device: str
+    transform: Transform | None = None
+    extent: npt.NDArray[np.uint16] | None = None
+    augment: Augmentation | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def batch(self, positions: IntArray) -> Tensor:
-        """Rows at these positions, (b, *shape) float32, in their order.
+    def batch(self, positions: IntArray, generator: torch.Generator | None = None) -> Tensor:
+        """Rows at these positions, (b, *shape) float32, in their order; augmented by a generator.
 
         Raises
         ------
@@ -50,35 +58,36 @@ class TailRows:
         order = rows.argsort(kind="stable")
         block = np.empty((len(rows), *self.X.shape[1:]), self.X.dtype)
         block[order] = self.X[rows[order]]  # read in the order of the file
-        return as_input(block, self.shape, self.mean, self.scale, self.device)
+        x = torch.from_numpy(block).to(self.device).reshape(len(block), *self.shape)
+        if x.dtype == torch.uint8:
+            extent = None if self.extent is None else self.extent[rows].astype(np.int64)
+            return self._normalised(x, extent, generator)
+        x = x.to(torch.float32)
+        if not bool(torch.isfinite(x).all()):
+            raise InputError("features hold values that are NaN or infinite")
+        return x
+
+    def _normalised(
+        self, pixels: Tensor, extent: IntArray | None, generator: torch.Generator | None
+    ) -> Tensor:
+        """(b, h, w, c) uint8 -> (b, c, h, w), normalised as for the whole network."""
+        there = None if extent is None else torch.from_numpy(extent)
+        if self.augment is not None and generator is not None:
+            x = self.augment(pixels, there, generator)
+        elif there is not None:
+            assert self.transform is not None
+            x = plain(pixels, there, self.transform)
+        else:
+            x = pixels.permute(0, 3, 1, 2).to(torch.float32) / 255
+        stats = np.stack([self.mean, self.scale])[:, :, None, None]
+        mean, scale = torch.from_numpy(stats).to(self.device, torch.float32)
+        return (x - mean) / scale
 
     def blocks(self, n_rows: int) -> Iterator[tuple[slice, Tensor]]:
         """Yield (positions, (b, *shape)), at most `n_rows` at a time, in order."""
         for start in range(0, len(self), n_rows):
             part = slice(start, min(start + n_rows, len(self)))
             yield part, self.batch(np.arange(part.start, part.stop))
-
-
-def as_input(
-    block: npt.NDArray[Any],
-    shape: tuple[int, ...],
-    mean: FloatArray,
-    scale: FloatArray,
-    device: str,
-) -> Tensor:
-    """Rows (b, d) or (b, *shape) as the tail's float32 input.
-
-    Pixels (uint8, (h, w, c)) become (c, h, w), and are normalised as for the whole network.
-    """
-    x = torch.from_numpy(block).to(device).reshape(len(block), *shape)
-    if x.dtype == torch.uint8:
-        x = x.permute(0, 3, 1, 2).to(torch.float32) / 255
-        stats = torch.from_numpy(np.stack([mean, scale])).to(device, torch.float32)
-        return (x - stats[0, :, None, None]) / stats[1, :, None, None]
-    x = x.to(torch.float32)
-    if not bool(torch.isfinite(x).all()):
-        raise InputError("features hold values that are NaN or infinite")
-    return x
 
 
 def batches_of(n: int, batch_size: int, generator: torch.Generator) -> list[IntArray]:

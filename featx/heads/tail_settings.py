@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 from torch import nn
 
+from featx.augmentation import Augmentation
 from featx.errors import InputError
 from featx.heads.base import check_common, is_number, is_whole, require
 from featx.heads.epochs import EpochsHead
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 
 # PyTorch's default for AdamW; for SGD with momentum ten times that, as in LinearHead.
 _LR: Final = {"adamw": 1e-3, "sgd": 1e-2}
+
+_LARGEST: Final = Transform(resize=None, crop=10_000, mean=(0.5,) * 3, std=(0.5,) * 3)
 
 
 class TailSettings(EpochsHead):
@@ -34,6 +37,7 @@ class TailSettings(EpochsHead):
         shape: Sequence[int] | None = None,
         transform: Mapping[str, Any] | None = None,
         batchnorm: BatchNormMode | None = None,
+        augment: str | None = None,
         lr: float | None = None,
         lr_ratio: float | None = None,
         optimizer: Literal["adamw", "sgd"] = "adamw",
@@ -59,6 +63,7 @@ class TailSettings(EpochsHead):
         self.shape = shape
         self.transform = transform
         self.batchnorm = batchnorm
+        self.augment = augment
         self.lr = lr
         self.lr_ratio = lr_ratio
         self.optimizer = optimizer
@@ -139,6 +144,11 @@ class TailSettings(EpochsHead):
             if value not in allowed:
                 shown = ", ".join(repr(one) for one in allowed)
                 raise InputError(f"{name} must be one of {shown}, got {value!r}")
+        if self.augment is not None:
+            require(
+                "augment", self.augment, lambda v: isinstance(v, str), "words such as flip,crop"
+            )
+            Augmentation.parse(self.augment, _LARGEST)
         require("lr", self.lr, lambda v: v is None or (is_number(v) and v > 0), "a number above 0")
         require(
             "lr_ratio",

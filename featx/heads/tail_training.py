@@ -106,12 +106,13 @@ class Training:
         dtype = _DTYPES.get(recipe.precision, torch.float32)
         kind = device.partition(":")[0]
         losses, right = [], []
-        with _drawn_from(recipe.seed, epoch, device) as order:
+        with _drawn_from(recipe.seed, epoch, device) as generator:
             self.tail.train()
-            batches = batches_of(len(self.rows), recipe.batch_size, order)
+            batches = batches_of(len(self.rows), recipe.batch_size, generator)
             factors = _factors(recipe, len(batches), epoch)
             for positions, factor in zip(batches, factors, strict=True):
-                x, y = self.rows.batch(positions), self.y[torch.from_numpy(positions).to(device)]
+                x = self.rows.batch(positions, generator)
+                y = self.y[torch.from_numpy(positions).to(device)]
                 for group in self._optimizer.param_groups:
                     group["lr"] = recipe.lr * group["rate"] * factor
                 with torch.autocast(kind, dtype, enabled=dtype != torch.float32):
@@ -214,7 +215,7 @@ def _factors(recipe: TailRecipe, n_steps: int, epoch: int) -> Iterator[float]:
 
 @contextmanager
 def _drawn_from(seed: int, epoch: int, device: str) -> Iterator[torch.Generator]:
-    """Inside, PyTorch's generators start from seed and epoch; also gives one for the order.
+    """Inside, PyTorch's generators start from seed and epoch; also gives one for the rows.
 
     So an epoch draws the same whether those before it ran in the same process or not.
     """

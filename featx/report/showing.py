@@ -96,7 +96,7 @@ def _predicted(
 ) -> Chosen:
     file = load_recorded(head)
     check_fits(file, features)
-    predicted = probabilities(file, features.X)
+    predicted = probabilities(file, features.X, extent=features.extent)
     label, best = predicted.argmax(axis=1), predicted.max(axis=1)
     said = np.array(display_names(file.classes), dtype=object)[label]
     true = np.array([*features.names, ""], dtype=object)[features.y]
