@@ -19,6 +19,7 @@ from featx.errors import HeadError, InputError
 from featx.frozen import Backbone
 from featx.heads.cached import load_recorded, temperature_of
 from featx.heads.file import HeadFile
+from featx.heads.tail import TailHead
 from featx.interchange.whole import write_whole
 from featx.keys import classifier_path
 from featx.own_network import is_own
@@ -146,23 +147,37 @@ def whole_network(
 
 
 def _backbone(file: HeadFile, backbone: str | None, weights: str | None) -> Backbone:
-    if file.kind not in _AFFINE or file.head.get_params().get("metric") == "cosine":
+    if file.kind not in (*_AFFINE, "tail") or file.head.get_params().get("metric") == "cosine":
         what = f"{file.kind} head{' by cosine' if file.kind == 'centroid' else ''}"
         raise HeadError(
             f"{file.path} is a {what}, which is no layer that a network could end in; "
-            f"export one of {', '.join(_AFFINE)}"
+            f"export one of {', '.join(_AFFINE)} or tail"
         )
     recorded = file.metadata["cache"]
     return backbone_of_spec(recorded["spec"], recorded["plan"], backbone=backbone, weights=weights)
 
 
 def _with_head(file: HeadFile, backbone: Backbone) -> dict[str, Tensor]:
-    """The network's state dict, the values of its last layer replaced."""
+    """The network's state dict, the values of its last layer replaced, or of all of a tail."""
+    if isinstance(file.head, TailHead):
+        return _with_tail(file, file.head, backbone)
     layer = _last_layer(file, backbone)
     W, b = _folded(file)
     state: dict[str, Tensor] = backbone.network.state_dict()  # with the versions of its modules
     state[f"{layer}.weight"] = torch.from_numpy(W.astype(np.float32))
     state[f"{layer}.bias"] = torch.from_numpy(b.astype(np.float32))
+    return state
+
+
+def _with_tail(file: HeadFile, head: TailHead, backbone: Backbone) -> dict[str, Tensor]:
+    state: dict[str, Tensor] = backbone.network.state_dict()
+    trained = head.tail_.values()
+    # other values are no part of a state dict: a network makes them as it is built
+    state.update({name: value.clone() for name, value in trained.items() if name in state})
+    temperature = temperature_of(file) or 1.0
+    for name in (f"{head.tail_.classifier}.weight", f"{head.tail_.classifier}.bias"):
+        if name in trained:
+            state[name] /= temperature
     return state
 
 

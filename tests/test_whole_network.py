@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from featx.backbones import load_backbone
 from featx.cli import app
-from featx.cut import build_front
+from featx.cut import build_front, split_at
 from featx.errors import HeadError
 from featx.frozen import Backbone
 from featx.heads import (
@@ -25,6 +25,7 @@ from featx.heads import (
     LogisticHead,
     MLPHead,
     RidgeHead,
+    TailHead,
 )
 from featx.heads.cached import load_recorded, probabilities
 from featx.heads.file import save_head
@@ -99,6 +100,21 @@ def test_torchvisions_network_gives_the_heads_probabilities(
     expected = probabilities(file, features)
     assert np.ptp(expected, axis=0).max() > 0.01
     np.testing.assert_allclose(networks_answer(whole_network(file), k), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("temperature", [None, 2.5])
+def test_torchvisions_network_gives_a_tails_probabilities(
+    tmp_path: Path, temperature: float | None, backbone: Backbone, record: dict[str, Any]
+) -> None:
+    with torch.no_grad():
+        front = split_at(backbone.network, "stage4")[0]
+        features = front(IMAGES).numpy()
+    if temperature:
+        record["calibration"] = {"temperature": temperature, "fitted_on": "24 val images"}
+    head = TailHead(NAME, weights="random", cut="stage4", epochs=1, device="cpu", batchnorm="learn")
+    file = load_recorded(save(tmp_path / "a.safetensors", head, features, record))
+    expected = probabilities(file, features)
+    np.testing.assert_allclose(networks_answer(whole_network(file), 3), expected, atol=1e-5)
 
 
 def test_heads_that_are_no_last_layer_are_refused(
