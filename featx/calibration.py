@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from featx.counting import counted
 from featx.crossfit import out_of_fold
+from featx.heads.making import probabilities_of
 from featx.heads.row_view import RowView
 from featx.metrics import score
 from featx.splits import Split
@@ -22,6 +23,7 @@ def fit_calibration(
     split: Split,
     *,
     groups: npt.NDArray[np.int64],
+    extent: npt.NDArray[np.uint16] | None = None,
     seed: int = 0,
 ) -> dict[str, Any]:
     """Fit a temperature without the held-out rows.
@@ -37,6 +39,8 @@ def fit_calibration(
     X, y, groups : (n, d) float, (n,) int64, (n,) int64
         All rows, of which `split` names the parts.
     split : Split
+    extent : (n, 2) uint16, optional
+        Of whole pictures, for a tail.
     seed : int
         Of the folds.
 
@@ -51,7 +55,8 @@ def fit_calibration(
     if len(split.val):
         rows = split.val[np.isin(y[split.val], classes)]
         with np.errstate(divide="ignore"):  # log 0 is -inf
-            logits = np.log(estimator.predict_proba(X[rows]))
+            of_rows = None if extent is None else extent[rows]
+            logits = np.log(probabilities_of(estimator, X[rows], of_rows))
         words = counted(len(rows), "val image")
     else:
         rows = split.train

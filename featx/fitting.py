@@ -144,6 +144,11 @@ def fit_head(
             "leave --test-fraction away"
         )
     _check_classes(features, split)
+    if calibrate and estimator.OF_FEATURES and features.extent is not None and not len(split.val):
+        raise InputError(
+            "--calibrate of a tail on whole pictures (--store-size) needs validation images: leave "
+            "it away, or give the images a split with val"
+        )
     settings = {
         "head": head,
         "params": _plain(params),
@@ -182,7 +187,13 @@ def fit_head(
     metadata["leaks"] = leaks.counts()
     if calibrate:
         metadata["calibration"] = fit_calibration(
-            estimator, features.X, features.y, split, groups=features.groups, seed=seed
+            estimator,
+            features.X,
+            features.y,
+            split,
+            groups=features.groups,
+            extent=features.extent,
+            seed=seed,
         )
     made = keep(path, estimator, features, split, metadata, leaks=leaks, force=force)
     checkpoint.unlink(missing_ok=True)

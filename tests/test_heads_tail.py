@@ -203,6 +203,14 @@ def test_the_same_seed_gives_the_same_bits_and_leaves_the_global_generator_alone
     assert bits(head(tiny(nn.Dropout(0.5)), random_state=1).fit(X, y)) != bits(first)
 
 
+def test_less_precision_is_of_the_training_steps_only():
+    X, y = features()
+    fitted = head(precision="bf16").fit(X, y)
+    assert bits(fitted) != bits(head().fit(X, y))
+    assert fitted.history_[-1]["train_loss"] < fitted.history_[0]["train_loss"]
+    assert {value.dtype for value in fitted.tail_.values().values()} <= {torch.float32, torch.int64}
+
+
 def test_the_best_epoch_on_validation_rows_is_kept():
     X, y = features()
     X_val, y_val = features(24, seed=1)

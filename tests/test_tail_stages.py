@@ -100,6 +100,8 @@ def test_whole_pictures_are_augmented_and_predicted_as_files_are(tmp_path, colou
     cached = predict(fit.path, cache)
     files = predict(fit.path, cached.files)
     assert np.array_equal(files.probabilities, cached.probabilities)
+    with pytest.raises(InputError, match=r"\(--store-size\) needs validation images"):
+        fit_head(cache, **QUICK, calibrate=True)
     with pytest.raises(InputError, match="whole pictures need their extent"):
         featx.learning_curve(cache, head="tail", shots=[1], repeats=1, epochs=1, device="cpu")
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
-import json
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -25,10 +23,9 @@ from featx.devices import check_precision, resolve_device
 from featx.errors import HeadError, InputError
 from featx.heads.base import FloatArray
 from featx.heads.tail_checkpoint import Checkpoint
-from featx.heads.tail_rows import TailRows
+from featx.heads.tail_rows import TailRows, checked_matrix
 from featx.heads.tail_settings import TailSettings
 from featx.transforms import Transform
-from featx.weights import state_dict_sha256
 
 if TYPE_CHECKING:
     from featx.heads.tail_network import Tail
@@ -36,7 +33,6 @@ if TYPE_CHECKING:
 
 _PREFIX: Final = "tail."
 BATCH_ROWS: Final = 16  # predicted at once
-_SAMPLED: Final = 64  # rows whose values enter the digest of a checkpoint
 _DTYPES: Final = {torch.float32: "F32", torch.float64: "F64", torch.int64: "I64"}
 
 
@@ -190,7 +186,7 @@ class TailHead(TailSettings):
         self._check_params()
         device = resolve_device(self.device)
         recipe = self._recipe(check_precision(device, self.precision))
-        X, y = _checked(X), column_or_1d(y)
+        X, y = checked_matrix(X), column_or_1d(y)
         if len(y) != len(X):
             raise InputError(f"X has {len(X)} rows, y {len(y)} labels")
         rows = np.arange(len(y)) if rows is None else np.asarray(rows)
@@ -198,7 +194,7 @@ class TailHead(TailSettings):
         if X_val is not None and y_val is not None:
             if extent is not None:
                 raise InputError("with extent, rows to choose on are val_rows of X, not X_val")
-            X_val, y_val = _checked(X_val), column_or_1d(y_val)
+            X_val, y_val = checked_matrix(X_val), column_or_1d(y_val)
             val_rows = np.arange(len(y_val))
         else:
             X_val, y_val = X, y
@@ -229,7 +225,8 @@ class TailHead(TailSettings):
         self._check_enters(tail, training.rows)
         kept_in = None
         if checkpoint is not None:
-            kept_in = Checkpoint(Path(checkpoint), self._digest(training))
+            settings = {k: repr(v) for k, v in self.get_params().items() if k != "backbone"}
+            kept_in = Checkpoint(Path(checkpoint), training.digest(settings))
         training.run(kept_in, told)
         self.best_epoch_, self.history_ = training.course.best_epoch, training.course.history
         self.tail_ = tail.to("cpu")
@@ -334,27 +331,6 @@ class TailHead(TailSettings):
                 f"of {len(self.classes_)} classes"
             )
 
-    def _digest(self, training: Any) -> str:
-        """Of all that decides a training's bits: settings, starting values, labels, some rows."""
-        params = {name: repr(v) for name, v in self.get_params().items() if name != "backbone"}
-        told = {
-            "params": params,
-            "device": self.device_,
-            "threads": torch.get_num_threads(),
-            "torch": torch.__version__,
-            "start": state_dict_sha256(training.tail.values()),
-            "shape": self.shape_,
-            "stats": [self.mean_.tolist(), self.scale_.tolist()],
-        }
-        digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode())
-        for rows, y in ((training.rows, training.y), (training.val, training.y_val)):
-            digest.update(y.cpu().numpy().astype("<i8").tobytes())
-            if rows is not None:
-                digest.update(rows.rows.astype("<i8").tobytes())
-                some = np.unique(np.linspace(0, len(rows) - 1, _SAMPLED).astype(np.int64))
-                digest.update(rows.batch(some).cpu().numpy().tobytes())
-        return digest.hexdigest()
-
     def predict_proba(self, X: Any, extent: Any = None) -> FloatArray:
         """Class probabilities: (n, d) -> (n, k) float64, each row sums to 1.
 
@@ -367,7 +343,7 @@ class TailHead(TailSettings):
         from featx.heads.tail_training import logits_of
 
         check_is_fitted(self)
-        X = _checked(X)
+        X = checked_matrix(X)
         if math.prod(X.shape[1:]) != self.n_features_in_:
             raise InputError(
                 f"rows of X hold {math.prod(X.shape[1:]):,} values, but this head was fitted on "
@@ -423,19 +399,6 @@ class TailHead(TailSettings):
             self.backbone, crop=self.crop_, for_weights=not self._is_from_scratch()
         )
         return Tail(network, self.cut, k, batchnorm=self._batchnorm(), device="meta")
-
-
-def _checked(X: Any) -> Any:
-    """X as it is, or as float32 where a tail knows no such numbers; nothing is read."""
-    if not hasattr(X, "dtype") or not hasattr(X, "shape"):
-        X = np.asarray(X)
-    if X.dtype == np.float64 or (X.dtype.kind in "iub" and X.dtype != np.uint8):
-        X = np.asarray(X, np.float32)
-    if X.dtype not in (np.float32, np.float16, np.uint8) or len(X.shape) < 2:
-        raise InputError(
-            f"X must be (n, d) or (n, *shape), float or uint8, got {X.dtype} of shape {X.shape}"
-        )
-    return X
 
 
 def _dtype(name: str, value: Tensor) -> str:

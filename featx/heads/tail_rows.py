@@ -81,13 +81,26 @@ class TailRows:
             x = pixels.permute(0, 3, 1, 2).to(torch.float32) / 255
         stats = np.stack([self.mean, self.scale])[:, :, None, None]
         mean, scale = torch.from_numpy(stats).to(self.device, torch.float32)
-        return (x - mean) / scale
+        return ((x - mean) / scale).contiguous()  # one layout, so that bits are the same
 
     def blocks(self, n_rows: int) -> Iterator[tuple[slice, Tensor]]:
         """Yield (positions, (b, *shape)), at most `n_rows` at a time, in order."""
         for start in range(0, len(self), n_rows):
             part = slice(start, min(start + n_rows, len(self)))
             yield part, self.batch(np.arange(part.start, part.stop))
+
+
+def checked_matrix(X: Any) -> Any:
+    """X as it is, or as float32 where a tail knows no such numbers; nothing is read."""
+    if not hasattr(X, "dtype") or not hasattr(X, "shape"):
+        X = np.asarray(X)
+    if X.dtype == np.float64 or (X.dtype.kind in "iub" and X.dtype != np.uint8):
+        X = np.asarray(X, np.float32)
+    if X.dtype not in (np.float32, np.float16, np.uint8) or len(X.shape) < 2:
+        raise InputError(
+            f"X must be (n, d) or (n, *shape), float or uint8, got {X.dtype} of shape {X.shape}"
+        )
+    return X
 
 
 def batches_of(n: int, batch_size: int, generator: torch.Generator) -> list[IntArray]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,7 +21,9 @@ from featx.heads.tail_checkpoint import Checkpoint, optimizer_tensors, set_optim
 from featx.heads.tail_network import Tail
 from featx.heads.tail_rows import TailRows, batches_of
 from featx.heads.training import Candidate, is_over, matmul_precision, note
+from featx.weights import state_dict_sha256
 
+_SAMPLED: Final = 64  # rows whose values enter the digest of a checkpoint
 _DTYPES: Final = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 Told = Callable[[Mapping[str, Any]], None]
@@ -81,6 +85,30 @@ class Training:
         InputError
             The loss is no number any more.
         """
+        with _arithmetic(self.recipe.precision):
+            self._run(checkpoint, told)
+
+    def digest(self, settings: Mapping[str, Any]) -> str:
+        """Of all that decides its bits: settings, starting values, labels, which rows, and some."""
+        told = {
+            "settings": dict(settings),
+            "device": self.rows.device,
+            "threads": torch.get_num_threads(),
+            "torch": torch.__version__,
+            "start": state_dict_sha256(self.tail.values()),
+            "shape": self.rows.shape,
+            "stats": [self.rows.mean.tolist(), self.rows.scale.tolist()],
+        }
+        digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode())
+        for rows, y in ((self.rows, self.y), (self.val, self.y_val)):
+            digest.update(y.cpu().numpy().astype("<i8").tobytes())
+            if rows is not None:
+                digest.update(rows.rows.astype("<i8").tobytes())
+                some = np.unique(np.linspace(0, len(rows) - 1, _SAMPLED).astype(np.int64))
+                digest.update(rows.batch(some).cpu().numpy().tobytes())
+        return digest.hexdigest()
+
+    def _run(self, checkpoint: Checkpoint | None, told: Told | None) -> None:
         if checkpoint is not None:
             self._go_on_from(checkpoint)
         course, recipe = self.course, self.recipe
@@ -183,8 +211,9 @@ def logits_of(tail: Tail, rows: TailRows, batch_size: int) -> Iterator[tuple[sli
         n = len(x)
         if n < batch_size:
             x = torch.cat([x, x.new_zeros((batch_size - n, *x.shape[1:]))])
-        with matmul_precision("fp32"):
-            yield part, tail(x)[:n]
+        with _arithmetic("fp32"):
+            logits = tail(x)
+        yield part, logits[:n]
 
 
 def _optimizer(tail: Tail, recipe: TailRecipe) -> torch.optim.Optimizer:
@@ -211,6 +240,15 @@ def _factors(recipe: TailRecipe, n_steps: int, epoch: int) -> Iterator[float]:
             yield (1 + math.cos(math.pi * (step - rising) / (total - rising))) / 2
         else:
             yield 1.0
+
+
+@contextmanager
+def _arithmetic(precision: str) -> Iterator[None]:
+    """On CUDA fp32 means fp32, in convolutions too, and tf32 only where asked for; restored."""
+    flags = {"enabled": True, "benchmark": False, "deterministic": True}
+    allow_tf32 = precision == "tf32"
+    with torch.backends.cudnn.flags(**flags, allow_tf32=allow_tf32), matmul_precision(precision):
+        yield
 
 
 @contextmanager
