@@ -68,10 +68,10 @@ class LogisticHead(Head):
     one-vector form). Solved by preconditioned L-BFGS on the device, large products in float32, the
     rest in float64, and the gradient that counts measured in float64 on the features; MPS has no
     float64, so there the CPU solves. While C is chosen, values are solved from the strongest
-    penalty to the weakest, each from the one before; on CUDA as many side by side as fit.
+    penalty to the weakest, each onward from the two before; on CUDA as many side by side as fit.
 
     X may be a memory map larger than memory. Held beside it are the weights, (k, d), some twenty
-    times in float32, and the logits, (k, n), some five times; and
+    times in float32, and the logits, (k, n), some six times; and
 
     - with no more features than rows, a float32 copy of the standardised rows of up to 2 GiB (on
       CUDA half of the free memory). A larger one is not made: X is read in every iteration;
