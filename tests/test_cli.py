@@ -291,7 +291,7 @@ def test_heads_of_every_kind_are_fitted_with_their_options(tmp_path: Path) -> No
     assert told["settings"]["params"]["hidden"] == [8, 4]
     error = featx_("fit-head", "--hidden", "8", code=2).stderr
     assert "head 'logistic' has no parameter hidden" in error
-    assert "linear or mlp" in featx_("fit-head", "--curves", "c.png", code=2).stderr
+    assert "linear, mlp or tail" in featx_("fit-head", "--curves", "c.png", code=2).stderr
 
 
 @pytest.mark.parametrize("head", ["logistic", "linear", "mlp", "ridge", "knn", "centroid"])

@@ -333,7 +333,7 @@ def test_the_commands_tell_of_leaks_and_of_none(tmp_path: Path) -> None:
     assert "(1 exact, 1 near, similarity 0.9)" in told
     told = run("evaluate", path)
     assert "leaks: 1 exact (left out), 1 near (tested; similarity 0.9) among 48" in told
-    assert "accuracy without 1 near duplicates" in told
+    assert "accuracy without 1 near duplicate" in told
     head = tmp_path / "a.logistic.safetensors"
     path.rename(tmp_path / "gone")
     told = run("evaluate", external(tmp_path, own=tmp_path / "gone"), head)

@@ -153,11 +153,10 @@ def _all_specs(head: Head, d: int, k: int) -> dict[str, tuple[tuple[int | None, 
     if d < 1:
         raise HeadError(f"it says it has {d} features")
     try:
-        specs = dict(head._tensor_specs(d, k))
         size = head._mean_size(d)
+        specs = {"mean": ((size,), "F64"), "scale": ((size,), "F64"), **head._tensor_specs(d, k)}
     except (InputError, MissingExtraError) as why:  # of a tail: no such network, or no such cut
         raise HeadError(f"its network cannot be built: {one_line(why)}") from why
-    specs |= {"mean": ((size,), "F64"), "scale": ((size,), "F64")}
     specs.update({f"split.{part}": ((None, 32), "U8") for part in SPLIT_PARTS})
     return specs
 
