@@ -104,7 +104,7 @@ def test_the_chinese_page_has_the_sections_code_options_links_and_figures_of_the
     assert len(english) > 100
     assert Counter(block.kind for block in english)["code"] >= 8
     found = differences(english, chinese)
-    assert not found, "\n\n".join(found)
+    assert not found, "\n\n".join(found[:3])  # one row too many shifts those below it
 
 
 @pytest.mark.parametrize(
