@@ -136,11 +136,14 @@ def test_the_pages_link_to_each_other() -> None:
         assert list(blocks(read(name)))[1].text == link
 
 
-def test_every_command_of_the_tutorials_is_one_that_featx_has() -> None:
+def test_the_tutorials_name_every_recipe_and_only_commands_that_featx_has() -> None:
     text = read("README.zh.md")
     section = text[text.index(EXTRA) :]
     section = section[: section.index("\n## ", 1)]
-    commands = [code for _, code in CODE.findall(section) if code.startswith("featx ")]
+    spans = [code for _, code in CODE.findall(section)]
+    scripts = [ROOT / span.split()[1] for span in spans if span.startswith("bash ")]
+    assert set(scripts) == set((ROOT / "recipes").glob("*.sh"))
+    commands = [span for span in spans if span.startswith("featx ")]
     assert len(commands) >= 20
     group = typer.main.get_command(app)
     for line in commands:
