@@ -201,9 +201,11 @@ def test_duplicates_and_groups_are_kept_together_also_inside_the_fits(
 ) -> None:
     seen: list[np.ndarray] = []
 
-    def watched(estimator: Any, X: Any, y: Any, rows: Any, *, groups: np.ndarray) -> None:
+    def watched(
+        estimator: Any, X: Any, y: Any, rows: Any, *, groups: np.ndarray, **others: Any
+    ) -> None:
         seen.append(groups)
-        fit_on(estimator, X, y, rows, groups=groups)
+        fit_on(estimator, X, y, rows, groups=groups, **others)
 
     monkeypatch.setattr("featx.cross_validation.fit_on", watched)
     own = np.full(60, -1)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 from safetensors import safe_open
+from synthetic import TINY
 from typer.testing import CliRunner
 
 import featx
@@ -22,7 +23,6 @@ from featx.fitting import fit_head, fit_like
 from featx.heads import TailHead, load_head, save_head
 from featx.heads.contents import canonical, digest_of
 from featx.prediction import predict
-from tests.synthetic import TINY
 
 QUICK: dict[str, Any] = {"head": "tail", "epochs": 2, "device": "cpu"}
 
