@@ -33,6 +33,8 @@ _DEFAULT_FRACTION: Final = 0.2  # held out, where the images have no split of th
 _SHOWN: Final = 24  # characters of a grouping rule in a file's name
 _CHECKPOINT: Final = ".checkpoint"  # behind the name of a head that is being trained
 _LONGEST: Final = 6  # values of a setting that a file's name spells out
+# File systems allow 255; .final, a number, .safetensors.checkpoint and more come on top.
+_MAX_NAME_BYTES: Final = 198
 
 
 @dataclass(frozen=True)
@@ -161,9 +163,7 @@ def fit_head(
         settings["group_duplicates"] = duplicate_threshold
     if calibrate:
         settings["calibrate"] = True
-    path = (
-        Path(out) if out else features.path.with_suffix(f".{_name(head, params, seed, settings)}")
-    )
+    path = Path(out) if out else _beside(features.path, _name(head, params, seed, settings))
     checkpoint = path.with_name(path.name + _CHECKPOINT)
     fit_on(
         estimator,
@@ -413,7 +413,7 @@ def _data_digest(features: FeatureSet, split: Split, groups: np.ndarray | None) 
 
 
 def _name(head: str, params: Mapping[str, Any], seed: int, settings: Mapping[str, Any]) -> str:
-    """``logistic.safetensors``, with every setting that is not the default."""
+    """``logistic``, with every setting that is not the default."""
     extras = {key: _short(value) for key, value in sorted(params.items()) if value is not None}
     if seed:
         extras["seed"] = str(seed)
@@ -424,7 +424,16 @@ def _name(head: str, params: Mapping[str, Any], seed: int, settings: Mapping[str
     if "group_duplicates" in settings:
         extras["group-duplicates"] = f"{settings['group_duplicates']:g}"
     name = head + "".join(f"+{key}={value}" for key, value in extras.items())
-    return name + ("+calibrated" if settings.get("calibrate") else "") + ".safetensors"
+    return name + ("+calibrated" if settings.get("calibrate") else "")
+
+
+def _beside(cache: Path, name: str) -> Path:
+    """The head file of a cache, its name cut short where it would be too long, by a digest."""
+    whole = os.fsencode(cache.with_suffix(f".{name}").name)
+    if len(whole) > _MAX_NAME_BYTES:
+        digest = hashlib.sha256(whole).hexdigest()[:8]
+        whole = os.fsencode(f"{whole[:_MAX_NAME_BYTES].decode('utf-8', 'ignore')}~{digest}")
+    return cache.with_name(f"{os.fsdecode(whole)}.safetensors")
 
 
 def _short(value: Any) -> str:

@@ -132,6 +132,18 @@ def test_a_head_of_other_settings_is_never_overwritten(tmp_path: Path) -> None:
     assert (tmp_path / "a.logistic.safetensors").read_bytes() != kept
 
 
+def test_a_head_of_many_settings_gets_a_name_that_files_can_have(tmp_path: Path) -> None:
+    path = write_cache(tmp_path / f"{'é' * 80}.h5")
+    settings = {"hidden": (8,), "lr": 0.01, "batch_size": 8, "weight_decay": 0.1, "patience": 2}
+    fits = [fit_head(path, head="mlp", epochs=n, dropout=0.1, **settings) for n in (1, 2)]
+    names = [fit.path.name for fit in fits]
+    assert names[0] != names[1]
+    for name in names:
+        assert name.startswith("é" * 80 + ".mlp+batch_size=8")
+        assert len(f".{name}.checkpoint".encode()) + len(".final-99.01234567.tmp") <= 255
+    assert fit_head(path, head="mlp", epochs=1, dropout=0.1, **settings).replaced
+
+
 def test_a_file_that_is_no_head_is_never_overwritten(tmp_path: Path) -> None:
     path = write_cache(tmp_path / "a.h5")
     (tmp_path / "a.logistic.safetensors").write_text("my notes")
