@@ -68,6 +68,11 @@ def note_given(name: str) -> None:
     _given.add(name)
 
 
+def name_if_given(name: str) -> str | None:
+    """A recorded name, where the user gave it in this process; else None."""
+    return name if name in _given else None
+
+
 def build_given(name: str) -> nn.Module:
     """`build`, of a name that may stand in a file: only where the user gave it in this process.
 
@@ -78,7 +83,7 @@ def build_given(name: str) -> nn.Module:
     InputError
         As `build`.
     """
-    return build(trusted_name(name, name if name in _given else None))
+    return build(trusted_name(name, name_if_given(name)))
 
 
 def build(name: str, num_classes: int | None = None) -> nn.Module:

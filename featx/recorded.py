@@ -11,7 +11,7 @@ from featx.errors import HeadError, InputError, WeightsError
 from featx.foreign import check_computable, is_imported
 from featx.heads.base import Head
 from featx.identity import BackboneIdentity, FrontIdentity
-from featx.own_network import code_sha256, is_own, trusted_name
+from featx.own_network import code_sha256, is_own, name_if_given, trusted_name
 from featx.pipeline import MAX_SAMPLES, Pipeline, build_pipeline, pixel_pipeline
 from featx.specs import PIXEL_TYPE, ExtractOptions
 from featx.transforms import Transform
@@ -67,7 +67,7 @@ def pipeline_of_spec(
         spec, plan, backbone=backbone, weights=weights, device=device, batch_size=batch_size
     )
     options = replace(options, engine=engine, precision=precision or options.precision)
-    if FrontIdentity(spec["cut"], spec["pool"], spec.get("layout", "")).is_pixels:
+    if _is_of_pixels(spec):
         return pixel_pipeline(_recorded_backbone(spec, plan), options)
     _check_recorded_file(recorded, weights, spec)
     pipeline = build_pipeline(
@@ -101,12 +101,16 @@ def backbone_of_spec(
     _check_recorded_file(plan["weights"], weights, spec)
     loaded = load_backbone(options.backbone, weights=options.weights, seed=options.seed)
     _check_weights(spec, loaded.weights_sha256, options.weights)
-    if is_own(loaded.name):
+    if is_own(loaded.name) and not _is_of_pixels(spec):  # which no code made
         front = build_front(
             loaded.network, cut=options.cut, pool=options.pool, input_shape=loaded.traced_at
         )
         _check_code(spec, code_sha256(front.body), options.backbone)
     return loaded
+
+
+def _is_of_pixels(spec: Mapping[str, Any]) -> bool:
+    return FrontIdentity(spec["cut"], spec["pool"], spec.get("layout", "")).is_pixels
 
 
 def _check_weights(spec: Mapping[str, Any], found: str, weights: str) -> None:
@@ -193,7 +197,10 @@ def settle_on_features(estimator: Head, spec: Mapping[str, Any], plan: Mapping[s
         )
     asked = estimator.get_params()
     weights = None if asked["weights"] == "default" else asked["weights"]
-    backbone = asked["backbone"] if is_own(spec["backbone"]) and is_own(asked["backbone"]) else None
+    backbone = None
+    if is_own(spec["backbone"]):
+        is_asked = is_own(asked["backbone"])
+        backbone = asked["backbone"] if is_asked else name_if_given(spec["backbone"])
     _check_recorded_file(plan["weights"], weights, spec)
     options = options_of_spec(spec, plan, backbone=backbone, weights=weights)
     estimator.set_params(

@@ -22,7 +22,7 @@ from featx.heads.file import HeadFile
 from featx.heads.tail import TailHead
 from featx.interchange.whole import write_whole
 from featx.keys import classifier_path
-from featx.own_network import is_own
+from featx.own_network import is_own, note_given
 from featx.recorded import backbone_of_spec
 from featx.tracing import facts
 from featx.transforms import Transform
@@ -94,6 +94,8 @@ def export_network(
     >>> export_network("cache/birds-densenet121.logistic.safetensors").make  # doctest: +SKIP
     'torchvision.models.densenet121(num_classes=10)'
     """
+    if backbone is not None:
+        note_given(backbone)  # a head of the rest of that network is built as it is read
     file = load_recorded(head)
     path = Path(out) if out is not None else file.path.with_suffix(".pth")
     if path.suffix != ".pth":

@@ -310,3 +310,33 @@ def test_the_rest_of_one_is_built_only_after_the_user_gave_its_name(
     load_backbone("nets_of_mine:Tiny", weights="random")
     bare = bare_network("nets_of_mine:Tiny", crop=12, for_weights=False)
     assert {value.device.type for value in bare.parameters()} == {"meta"}
+
+
+def test_a_head_of_the_rest_of_one_is_of_use_where_the_user_gives_its_name(
+    colour_folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(own_network, "_given", set())
+    root = colour_folder(per_class=5)
+    extract = dict(backbone="nets_of_mine:Tiny", cut="input", transform=SMALL, **EAGER)
+    cache = featx.extract(root, **extract).path
+    head = featx.fit_head(cache, head="tail", epochs=1, backbone="nets_of_mine:Tiny").path
+    other = head.with_name("other.safetensors")
+    other.write_bytes(head.read_bytes())
+    commands = [
+        ["evaluate", cache, head],
+        ["evaluate", cache, head, "--cv", "2", "--repeats", "1"],
+        ["compare", head, other],
+        ["info", head],
+        ["show", cache, "--head", head],
+        ["export", head, "--to", "state-dict"],
+        ["fit-head", cache, "--like", head, "--final"],
+    ]
+    for words in commands:
+        own_network._given.clear()
+        forget()
+        Path("imported").unlink(missing_ok=True)
+        said = CliRunner().invoke(app, [str(word) for word in words])
+        assert (said.exit_code, marks()) == (4, 0), words
+        given = [*map(str, words), "--backbone", "nets_of_mine:Tiny"]
+        done = CliRunner().invoke(app, given)
+        assert (done.exit_code, marks()) == (0, 1), (words, done.output)

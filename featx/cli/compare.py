@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from featx.cli.options import CacheDir, Json, Seed
+from featx.cli.options import CacheDir, Json, OwnBackbones, Seed
 from featx.cli.output import command, out, print_json, table, tell
 from featx.cli.reporting import leaks_of_test
 from featx.counting import counted
@@ -36,6 +36,7 @@ def compare(
         ),
     ] = None,
     bootstrap: Annotated[int, typer.Option(min=0, help="Draws for the 95 % intervals.")] = 1000,
+    _backbone: OwnBackbones = None,
     seed: Seed = 0,
     cache_dir: CacheDir = Path("cache"),
     json_output: Json = False,

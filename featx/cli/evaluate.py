@@ -13,6 +13,7 @@ from featx.cli.options import (
     Device,
     DuplicateThreshold,
     Json,
+    OwnBackbones,
     Seed,
     given,
 )
@@ -76,6 +77,7 @@ def evaluate(
     head_kind: Annotated[
         str | None, typer.Option("--head", help="--cv: kind of head where no HEAD is named.")
     ] = None,
+    _backbone: OwnBackbones = None,
     device: Device = "auto",
     seed: Seed = 0,
     cache_dir: CacheDir = Path("cache"),

@@ -18,6 +18,7 @@ from featx.cli.options import (
     Precision,
     Seed,
     given,
+    note_all,
     numbers,
     whole_numbers,
 )
@@ -218,6 +219,7 @@ def fit_head(
     from featx.fitting import fit_head as fit
     from featx.fitting import fit_like
 
+    note_all([] if backbone is None else [backbone])  # --like reads a head before it is fitted
     where: dict[str, Any] = {"device": device, "cache_dir": cache_dir}
     common: dict[str, Any] = {"seed": seed, **given(test_fraction=test_fraction, group=group)}
     more: dict[str, Any] = given(
@@ -278,8 +280,8 @@ def fit_head(
         return
     if curves is not None:
         _check_has_epochs(head, like)
-    asked = params or group or seed or more or head is not None or test_fraction is not None
-    if like is not None and asked:
+    asked = group or seed or more or head is not None or test_fraction is not None
+    if like is not None and (asked or params.keys() - {"backbone"}):
         raise InputError("--like repeats all settings of that head: leave the others away")
     with telling_epochs() as told:
         if like is not None:

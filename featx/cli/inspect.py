@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from featx.cli.options import CacheDir, Device, Json, MixPlans, OwnBackbone
+from featx.cli.options import CacheDir, Device, Json, MixPlans, OwnBackbone, OwnBackbones
 from featx.cli.output import (
     command,
     exit_if_failed,
@@ -36,6 +36,7 @@ def info(
             help="A cache (.h5, .h5.partial) or head; the newest cache if none is named."
         ),
     ] = None,
+    _backbone: OwnBackbones = None,
     cache_dir: CacheDir = Path("cache"),
     json_output: Json = False,
 ) -> None:

@@ -9,6 +9,16 @@ import typer
 
 from featx.errors import InputError
 
+
+def note_all(names: list[str] | None) -> list[str] | None:
+    """Note networks of the user's own that were given, so that heads of their rest are built."""
+    from featx.own_network import note_given
+
+    for name in names or ():
+        note_given(name)
+    return names
+
+
 Device = Annotated[
     str,
     typer.Option(
@@ -41,6 +51,16 @@ OwnBackbone = Annotated[
     typer.Option(
         "--backbone",
         help="package.module:factory again, where it made the features; no file names code to run.",
+    ),
+]
+# Of commands that only read heads; what was given is noted before one is read.
+OwnBackbones = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--backbone",
+        help="package.module:factory again, where a head is the rest of such a network (may be "
+        "repeated); no file names code to run.",
+        callback=note_all,
     ),
 ]
 CacheDir = Annotated[Path, typer.Option(help="Where caches and heads of default names lie.")]

@@ -11,7 +11,16 @@ from typing import TYPE_CHECKING, Annotated, TextIO
 
 import typer
 
-from featx.cli.options import BatchSize, DataRoot, Device, Engine, OwnBackbone, Seed, Workers
+from featx.cli.options import (
+    BatchSize,
+    DataRoot,
+    Device,
+    Engine,
+    OwnBackbone,
+    OwnBackbones,
+    Seed,
+    Workers,
+)
 from featx.cli.output import (
     command,
     exit_if_failed,
@@ -208,6 +217,7 @@ def show(
         bool, typer.Option("--errors", help="Only wrong predictions, the surest first.")
     ] = False,
     failed: Annotated[bool, typer.Option("--failed", help="Only images that failed.")] = False,
+    _backbone: OwnBackbones = None,
     seed: Seed = 0,
     data_root: DataRoot = Path("data"),
 ) -> None:
