@@ -519,3 +519,12 @@ def test_rows_four_times_as_large_as_the_memory_are_trained_on_and_predicted(tmp
     )
     assert done.stdout.split() == ["45000", str(rows.nbytes)], done.stderr
     assert rows.nbytes > 4 * (256 << 20)
+
+
+def test_a_batch_that_batchnorm_cannot_learn_from_is_one_clear_sentence():
+    net = nn.Sequential(nn.ReLU(), nn.BatchNorm1d(4), nn.Linear(4, 2))
+    X = np.random.default_rng(0).random((8, 4), np.float32)
+    head = TailHead(net, cut="0", batch_size=1, epochs=1, batchnorm="learn", device="cpu")
+    with pytest.raises(InputError, match=r"a batch of 1 .*larger --batch-size, or --batchnorm"):
+        head.fit(X, np.arange(8) % 2)
+    head.set_params(batchnorm="frozen").fit(X, np.arange(8) % 2)

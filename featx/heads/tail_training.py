@@ -144,7 +144,7 @@ class Training:
                 for group in self._optimizer.param_groups:
                     group["lr"] = recipe.lr * group["rate"] * factor
                 with torch.autocast(kind, dtype, enabled=dtype != torch.float32):
-                    logits = self.tail(x)  # (b, k)
+                    logits = self._trained_on(x)
                 logits = logits.float()
                 loss = F.cross_entropy(logits, y, label_smoothing=recipe.label_smoothing)
                 self._optimizer.zero_grad()
@@ -156,6 +156,17 @@ class Training:
                 right.append((logits.argmax(dim=1) == y).sum())
         self.tail.eval()
         return _mean(losses, len(self.y)), _mean(right, len(self.y))
+
+    def _trained_on(self, x: Tensor) -> Tensor:
+        """Logits (b, k) in training mode."""
+        try:
+            logits: Tensor = self.tail(x)
+        except ValueError as why:  # of BatchNorm that learns, from one value a channel
+            raise InputError(
+                f"a batch of {len(x)} cannot be trained on ({why}): give a larger --batch-size, or "
+                "--batchnorm frozen"
+            ) from why
+        return logits
 
     def _measure(self) -> tuple[float | None, float | None]:
         """Loss and accuracy on the validation rows, in evaluation mode and fp32."""
