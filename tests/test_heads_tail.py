@@ -288,7 +288,9 @@ def test_a_checkpoint_of_another_training_is_told_and_not_gone_on_with(tmp_path,
     else:
         network.second[0].weight += 1
     epochs = []
-    with pytest.warns(UserWarning, match="another training: settings or images differ"):
+    with pytest.warns(
+        UserWarning, match="another training: settings, images, threads or versions differ"
+    ):
         head(network, **params).fit(
             X, y, checkpoint=path, told=lambda row: epochs.append(row["epoch"])
         )

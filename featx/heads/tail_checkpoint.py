@@ -51,7 +51,9 @@ class Checkpoint:
                 if not isinstance(state, dict) or state.get("format") != _FORMAT:
                     raise ValueError("it is no checkpoint of a head")
                 if state.get("digest") != self.digest:
-                    raise ValueError("it is of another training: settings or images differ")
+                    raise ValueError(
+                        "it is of another training: settings, images, threads or versions differ"
+                    )
                 return state, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         except (SafetensorError, OSError, ValueError, RecursionError) as why:
             warnings.warn(
