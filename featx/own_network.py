@@ -140,13 +140,21 @@ def takes_classes(name: str) -> bool:
         return False
 
 
-def code_sha256(network: nn.Module) -> str:
+def code_sha256(network: nn.Module, *, constants: bool = True) -> str:
     """SHA-256 of what a traced network computes: layers with their settings, code and constants.
 
     The weights of a file say nothing of the code that runs them, which the user may change.
+
+    Parameters
+    ----------
+    network
+        A traced one.
+    constants
+        False where a file keeps its tensors, so that they cannot change.
     """
     digest = hashlib.sha256(_ADDRESS.sub("", str(network)).encode())
-    for name, tensor in sorted(network.named_buffers()):  # a traced network's constants are here
+    kept = sorted(network.named_buffers()) if constants else ()  # constants are among them
+    for name, tensor in kept:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} {tensor.tolist()}".encode())
     return digest.hexdigest()
 

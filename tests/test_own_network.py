@@ -20,6 +20,7 @@ from featx.cli import app
 from featx.cut import split_at
 from featx.errors import CacheError, HeadError, InputError, WeightsError
 from featx.extractor import FeatureExtractor
+from featx.heads import load_head
 from featx.own_network import is_own
 from featx.prediction import predict
 
@@ -340,3 +341,18 @@ def test_a_head_of_the_rest_of_one_is_of_use_where_the_user_gives_its_name(
         given = [*map(str, words), "--backbone", "nets_of_mine:Tiny"]
         done = CliRunner().invoke(app, given)
         assert (done.exit_code, marks()) == (0, 1), (words, done.output)
+
+
+def test_a_head_of_the_rest_of_one_is_refused_where_the_code_after_the_cut_has_changed(
+    colour_folder: Folder, nets: Path
+) -> None:
+    root = colour_folder(per_class=5)
+    extract = dict(backbone="nets_of_mine:Tiny", cut="input", transform=SMALL, **EAGER)
+    cache = featx.extract(root, **extract).path
+    head = featx.fit_head(cache, head="tail", epochs=1, backbone="nets_of_mine:Tiny").path
+    forget()
+    assert load_head(head).kind == "tail"
+    forget()
+    nets.write_text(NETS.replace("torch.relu(", "torch.sigmoid("))
+    with pytest.raises(HeadError, match="computes something else after input than when"):
+        load_head(head)

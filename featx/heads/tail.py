@@ -25,6 +25,7 @@ from featx.heads.base import FloatArray
 from featx.heads.tail_checkpoint import Checkpoint
 from featx.heads.tail_rows import TailRows, checked_matrix
 from featx.heads.tail_settings import TailSettings
+from featx.own_network import is_own
 from featx.transforms import Transform
 
 if TYPE_CHECKING:
@@ -125,6 +126,7 @@ class TailHead(TailSettings):
         "shape_": "counts",
         "crop_": "count",
         "pixels_": "bool",
+        "code_sha256_": "text",
         "whole_": "bool",
     }
     OF_FEATURES: ClassVar[frozenset[str]] = frozenset(
@@ -135,6 +137,7 @@ class TailHead(TailSettings):
     shape_: list[int]
     crop_: int  # side of the images, pixels; 0 where it is not known
     pixels_: bool  # whether X is uint8
+    code_sha256_: str  # of what the user's own code computes after the cut; empty of others
     whole_: bool  # whether these are whole pictures, which have an extent
 
     def fit(
@@ -231,6 +234,9 @@ class TailHead(TailSettings):
         self.best_epoch_, self.history_ = training.course.best_epoch, training.course.history
         self.tail_ = tail.to("cpu")
         self.tail_.set_values(training.best)
+        self.code_sha256_ = ""
+        if isinstance(self.backbone, str) and is_own(self.backbone):
+            self.code_sha256_ = self._bare_tail(len(self.classes_)).code_sha256
         return self
 
     def _read_network(self, X: Any, extent: Any) -> tuple[nn.Module, Augmentation | None]:
@@ -398,7 +404,14 @@ class TailHead(TailSettings):
         network = bare_network(
             self.backbone, crop=self.crop_, for_weights=not self._is_from_scratch()
         )
-        return Tail(network, self.cut, k, batchnorm=self._batchnorm(), device="meta")
+        tail = Tail(network, self.cut, k, batchnorm=self._batchnorm(), device="meta")
+        if self.code_sha256_ not in ("", tail.code_sha256):
+            raise InputError(
+                f"{self.backbone} computes something else after {self.cut} than when the head was "
+                "fitted: its layers or its code have changed (or PyTorch, which tells of them); "
+                "restore the code, or fit the head again"
+            )
+        return tail
 
 
 def _dtype(name: str, value: Tensor) -> str:

@@ -14,6 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from featx.cut_graph import CutGraph
 from featx.errors import InputError
 from featx.keys import classifier_path
+from featx.own_network import code_sha256
 from featx.tracing import facts
 
 BatchNormMode = Literal["frozen", "learn"]
@@ -93,6 +94,11 @@ class Tail(nn.Module):
         if mode:
             _set_modes(self, self._batchnorm)
         return self
+
+    @property
+    def code_sha256(self) -> str:
+        """Of the layers with their settings, and of the code; its values are no part of it."""
+        return code_sha256(self._evaluated, constants=False)
 
     def values(self) -> dict[str, Tensor]:
         """All that it computes with, by the names in the whole network: weights and statistics."""
