@@ -278,6 +278,7 @@ def test_a_checkpoint_of_another_training_is_told_and_not_gone_on_with(tmp_path,
     X, y = features()
     path = tmp_path / "a.checkpoint"
     head().fit(X, y, checkpoint=path)
+    before = path.read_bytes()
     network, params = tiny(), {}
     if change == "lr":
         params = {"lr": 0.02}
@@ -295,6 +296,7 @@ def test_a_checkpoint_of_another_training_is_told_and_not_gone_on_with(tmp_path,
             X, y, checkpoint=path, told=lambda row: epochs.append(row["epoch"])
         )
     assert epochs == [1, 2, 3]
+    assert (tmp_path / "a.checkpoint.old").read_bytes() == before  # hours, perhaps
 
 
 @pytest.mark.parametrize("content", [b"", b"\0" * 100, b"{}"])

@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from featx.errors import DiskError
 from featx.heads.writing import write_whole
 
 _FORMAT: Final = 1
@@ -41,7 +42,8 @@ class Checkpoint:
     def read(self) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
         """What was kept last, or None: there is no file, or it is of something else, which is told.
 
-        Nothing in the file is executed.
+        Such a file gets another name, so that the next epoch does not replace it. Nothing in it is
+        executed.
         """
         if not self.path.exists():
             return None
@@ -56,8 +58,17 @@ class Checkpoint:
                     )
                 return state, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         except (SafetensorError, OSError, ValueError, RecursionError) as why:
+            aside = self.path.with_name(f"{self.path.name}.old")
+            try:
+                self.path.replace(aside)
+            except OSError as error:
+                raise DiskError(
+                    f"{self.path} is not gone on with ({why}), and cannot be kept as {aside.name}: "
+                    f"{error.strerror or error}"
+                ) from error
             warnings.warn(
-                f"{self.path} is not gone on with ({why}); training starts from the first epoch",
+                f"{self.path} is not gone on with ({why}) and is now called {aside.name}; "
+                "training starts from the first epoch",
                 stacklevel=2,
             )
             return None
