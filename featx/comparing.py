@@ -22,6 +22,7 @@ from featx.heads.file import HEADS, HeadFile
 from featx.images import display_names
 from featx.leaks import Leaks
 from featx.metrics import Report, score
+from featx.own_network import note_given
 from featx.workspace import newest_first
 
 _SAME_TEST: Final = 0.5  # heads that share this part of their test images are compared in a folder
@@ -125,7 +126,11 @@ class Leaderboard:
 
 
 def compare(
-    files: Sequence[str | os.PathLike[str]], *, bootstrap: int = 1000, seed: int = 0
+    files: Sequence[str | os.PathLike[str]],
+    *,
+    backbones: Sequence[str] = (),
+    bootstrap: int = 1000,
+    seed: int = 0,
 ) -> Comparison:
     """Measure heads on the images that all of them can be tested on.
 
@@ -133,6 +138,8 @@ def compare(
     ----------
     files : heads, or caches, which stand for the newest head that was fitted on them; a cache
         without one gets a logistic head, as `fit_head` makes it.
+    backbones : ``package.module:factory`` again, of each of the user's own networks that a tail
+        head among them is of.
     bootstrap : draws for the intervals; 0 for none.
     seed : of the draws.
 
@@ -149,6 +156,8 @@ def compare(
     >>> found.entries[0].backbone, found.pairs[0].p_adjusted  # doctest: +SKIP
     ('densenet121', 0.21)
     """
+    for backbone in backbones:
+        note_given(backbone)  # a head of the rest of that network is built as it is read
     heads = list(dict.fromkeys(_head_of(Path(file)) for file in files))
     if len(heads) < 2:
         raise InputError(

@@ -30,6 +30,7 @@ from featx.heads.file import HeadFile
 from featx.images import display_names
 from featx.leaks import NO_CACHE, Leak, Leaks, find_leaks
 from featx.metrics import Report, score
+from featx.own_network import note_given
 from featx.temperature import at_temperature
 from featx.workspace import cache_of_head
 
@@ -109,6 +110,7 @@ def evaluate(
     head: str | os.PathLike[str] | None = None,
     *,
     on: On = "held-out",
+    backbone: str | None = None,
     include_trained: bool = False,
     duplicate_threshold: float | None = None,
     bootstrap: int = 1000,
@@ -132,6 +134,8 @@ def evaluate(
         in `cache_dir`.
     on : ``held-out`` tests on the head's held-out rows in its own cache and on all rows of
         another; ``all`` on every labelled row of either.
+    backbone : ``package.module:factory`` again, of a tail head of the user's own network; else not
+        needed.
     include_trained : test also on images that were trained on. The figures are then no measure of
         how the head does on new images, and `tested_on` says so.
     duplicate_threshold : the least similarity of near duplicates, see `featx.duplicates`; by
@@ -152,6 +156,8 @@ def evaluate(
         raise InputError(f"on must be 'held-out' or 'all', got {on!r}")
     if duplicate_threshold is not None:
         check_threshold(duplicate_threshold)
+    if backbone is not None:
+        note_given(backbone)  # a head of the rest of that network is built as it is read
     file, features = _open(cache, head, cache_dir)
     if include_trained and is_final(file):
         raise InputError(f"{_measured_before(file)}; leave --include-trained away")

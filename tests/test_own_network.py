@@ -341,6 +341,13 @@ def test_a_head_of_the_rest_of_one_is_of_use_where_the_user_gives_its_name(
         given = [*map(str, words), "--backbone", "nets_of_mine:Tiny"]
         done = CliRunner().invoke(app, given)
         assert (done.exit_code, marks()) == (0, 1), (words, done.output)
+    own_network._given.clear()
+    with pytest.raises(HeadError, match="imports no code"):
+        featx.evaluate(cache, head)
+    assert len(featx.compare([head, other], backbones=["nets_of_mine:Tiny"]).entries) == 2
+    own_network._given.clear()
+    told = featx.evaluate(cache, head, backbone="nets_of_mine:Tiny")
+    assert told.report.n == 3
 
 
 def test_a_head_of_the_rest_of_one_is_refused_where_the_code_after_the_cut_has_changed(
