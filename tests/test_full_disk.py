@@ -28,7 +28,7 @@ runpy.run_module("featx", run_name="__main__", alter_sys=True)
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="limits and mounts are those of POSIX")
 
 
-def extract(out: Path, *, limited: bool = False, code: int = 0) -> str:
+def extract(out: Path, *more: str, limited: bool = False, code: int = 0) -> str:
     """The real command on a few small images; returns the last line it says."""
     images = out.parent.parent / "images"
     if not images.exists():
@@ -39,7 +39,7 @@ def extract(out: Path, *, limited: bool = False, code: int = 0) -> str:
     command = [sys.executable, *(("-c", LIMITED) if limited else ("-m", "featx")), "extract"]
     options = "--backbone squeezenet1_1 --weights random --device cpu --resize 64 --crop 64"
     made = subprocess.run(
-        [*command, str(images), *options.split(), "--out", str(out)],
+        [*command, str(images), *options.split(), *more, "--out", str(out)],
         capture_output=True,
         text=True,
         check=False,
@@ -97,7 +97,8 @@ def test_a_read_only_and_a_full_disk_end_in_code_6_and_with_room_it_goes_on(
     remount(small_disk, "ro")
     assert f"cannot lock {out}: the file system is read-only" in extract(out, code=6)
     remount(small_disk, "rw")
-    assert f"cannot create {out}: the disk is full" in extract(out, code=6)
+    assert f"the cache takes 213.5 kB, and {out.parent} has" in extract(out, code=6)
+    assert f"cannot create {out}: the disk is full" in extract(out, "--max-size", "none", code=6)
     assert not list(small_disk.glob("a.h5*"))
     remount(small_disk, "size=10m")
     finishes(out)
