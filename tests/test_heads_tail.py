@@ -450,6 +450,7 @@ def test_from_scratch_batchnorm_learns_and_all_layers_have_one_rate():
         ({"cut": "third"}, "unknown cut 'third'"),
         ({"cut": "fc"}, "the cut 'fc' is behind the network's last layer"),
         ({"device": "gpu"}, "device must be auto, cpu"),
+        ({"augment": " "}, "augment must be words such as flip,crop, got ' '"),
     ],
 )
 def test_what_cannot_be_used_is_said_in_one_sentence(params, words):
@@ -470,6 +471,27 @@ def test_what_cannot_be_used_is_said_in_one_sentence(params, words):
 def test_rows_that_do_not_fit_are_refused(X, words):
     with pytest.raises(InputError, match=words):
         head().fit(X, np.arange(48) % 3)
+
+
+class TwoHeads(Tiny):
+    """Gives a tuple in training mode, as GoogLeNet does."""
+
+    def forward(self, x):
+        x = super().forward(x)
+        return (x, x) if self.training else x
+
+
+def test_a_network_of_several_scores_in_training_is_refused():
+    with pytest.raises(InputError, match="in training mode the network gives something else than"):
+        head(TwoHeads().eval()).fit(*features())
+
+
+def test_looking_at_training_mode_moves_nothing():
+    made = Tail(tiny(), "first", 3, batchnorm="learn")
+    before = {name: value.clone() for name, value in made.values().items()}
+    assert made.gives_scores_in_training(torch.randn(1, 6, 4, 4))
+    assert all(torch.equal(value, before[name]) for name, value in made.values().items())
+    assert not made.training
 
 
 def test_pooled_features_of_a_named_network_are_refused():

@@ -175,10 +175,8 @@ def fit_head(
     lr_ratio: Annotated[
         float | None,
         typer.Option(
-            min=0,
-            max=1,
-            help="tail: the first layer's learning rate over the classifier's: 0.1, with random "
-            "weights 1.",
+            help="tail: the first layer's learning rate over the classifier's, above 0, at most "
+            "1: 0.1, with random weights 1.",
         ),
     ] = None,
     warmup: Annotated[

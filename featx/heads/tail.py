@@ -336,6 +336,12 @@ class TailHead(TailSettings):
                 f"the network gives {tuple(out.shape[1:])} values for an image, not one for each "
                 f"of {len(self.classes_)} classes"
             )
+        if not tail.gives_scores_in_training(first):
+            raise InputError(
+                "in training mode the network gives something else than the scores of its last "
+                "layer, as those with auxiliary classifiers do: take these off before (GoogLeNet "
+                "and Inception of torchvision: aux_logits=False; by their names that is done)"
+            )
 
     def predict_proba(self, X: Any, extent: Any = None) -> FloatArray:
         """Class probabilities: (n, d) -> (n, k) float64, each row sums to 1.

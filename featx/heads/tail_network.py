@@ -95,6 +95,24 @@ class Tail(nn.Module):
             _set_modes(self, self._batchnorm)
         return self
 
+    @torch.no_grad()
+    def gives_scores_in_training(self, features: Tensor) -> bool:
+        """Whether training mode, too, gives logits for features (1, *shape); its values stay.
+
+        Networks with auxiliary classifiers give a tuple then, or fail on small images.
+        """
+        before = {name: value.clone() for name, value in self.values().items()}
+        devices = [features.device] if features.device.type == "cuda" else []
+        try:
+            with torch.random.fork_rng(devices):  # of what is dropped
+                out = self.train()(features.repeat(2, *[1] * (features.ndim - 1)))
+        except RuntimeError:
+            return False
+        finally:
+            self.eval()
+            self.set_values(before)
+        return isinstance(out, Tensor) and out.ndim == 2
+
     @property
     def code_sha256(self) -> str:
         """Of the layers with their settings, and of the code; its values are no part of it."""

@@ -146,7 +146,10 @@ class TailSettings(EpochsHead):
                 raise InputError(f"{name} must be one of {shown}, got {value!r}")
         if self.augment is not None:
             require(
-                "augment", self.augment, lambda v: isinstance(v, str), "words such as flip,crop"
+                "augment",
+                self.augment,
+                lambda v: isinstance(v, str) and bool(v.strip(" ,")),
+                "words such as flip,crop",
             )
             Augmentation.parse(self.augment, _LARGEST)
         require("lr", self.lr, lambda v: v is None or (is_number(v) and v > 0), "a number above 0")
