@@ -30,7 +30,8 @@ from PIL import Image
 from featx.images import list_images
 from featx.isolation import IsolatedLoader
 from featx.loading import Loader
-from featx.pipeline import MemorySink, Pipeline, build_pipeline
+from featx.passes import MemorySink, Pipeline
+from featx.pipeline import build_pipeline
 from featx.specs import ExtractOptions
 
 N_SMALL = 20

@@ -27,7 +27,8 @@ from featx.forward import default_workers
 from featx.images import ImageTable, list_images
 from featx.interrupts import at_the_end
 from featx.limits import bare_decoder, flops_per_image, gemm_flops_per_s, gemm_precision
-from featx.pipeline import MAX_SAMPLES, Pipeline, build_pipeline
+from featx.passes import Pipeline
+from featx.pipeline import MAX_SAMPLES, build_pipeline
 from featx.rates import Rates, StageRate
 from featx.specs import ExtractOptions
 from featx.stopwatch import (

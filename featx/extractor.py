@@ -16,7 +16,8 @@ from featx.errors import ImageError, InputError
 from featx.forward import run
 from featx.isolation import IsolatedLoader
 from featx.loading import Picture
-from featx.pipeline import MemorySink, Pipeline, build_pipeline
+from featx.passes import MemorySink, Pipeline
+from featx.pipeline import build_pipeline
 from featx.specs import ExtractOptions
 
 _CHANNELS = ((), (1,), (3,))  # what an array may have behind its height and width

@@ -23,7 +23,8 @@ from featx.forward import Lane, StageTimes, default_workers
 from featx.identity import BackboneIdentity
 from featx.images import ImageTable
 from featx.memory import peak_memory_bytes
-from featx.pipeline import MAX_SAMPLES, Pipeline, build_pipeline, run_together
+from featx.passes import Pipeline, run_together
+from featx.pipeline import MAX_SAMPLES, build_pipeline
 from featx.plans import check_plan, make_plan, plans_by_row, recorded_plans
 from featx.room import check_room, size_in_bytes
 from featx.specs import ExtractOptions, ExtractRules, make_spec

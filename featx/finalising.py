@@ -13,7 +13,7 @@ from featx.devices import resolve_device
 from featx.errors import HeadError, InputError
 from featx.evaluation import evaluate
 from featx.featureset import load
-from featx.fitting import Fit, describe, keep
+from featx.fitting import CHECKPOINT, Fit, describe, keep
 from featx.grouping import kept_together
 from featx.heads.cached import load_recorded
 from featx.heads.making import fit_on, make_head
@@ -92,7 +92,7 @@ def fit_final(
     settle_on_features(estimator, features.spec, features.plan)
     rows = np.flatnonzero(features.y >= 0)
     path = Path(out) if out else _beside(file.path)
-    checkpoint = path.with_name(f"{path.name}.checkpoint")
+    checkpoint = path.with_name(path.name + CHECKPOINT)
     fit_on(
         estimator,
         features.X,

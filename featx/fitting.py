@@ -31,7 +31,7 @@ from featx.workspace import newest_cache
 
 _DEFAULT_FRACTION: Final = 0.2  # held out, where the images have no split of their own
 _SHOWN: Final = 24  # characters of a grouping rule in a file's name
-_CHECKPOINT: Final = ".checkpoint"  # behind the name of a head that is being trained
+CHECKPOINT: Final = ".checkpoint"  # behind the name of a head that is being trained
 _LONGEST: Final = 6  # values of a setting that a file's name spells out
 # File systems allow 255; .final, a number, .safetensors.checkpoint and more come on top.
 _MAX_NAME_BYTES: Final = 198
@@ -164,7 +164,7 @@ def fit_head(
     if calibrate:
         settings["calibrate"] = True
     path = Path(out) if out else _beside(features.path, _name(head, params, seed, settings))
-    checkpoint = path.with_name(path.name + _CHECKPOINT)
+    checkpoint = path.with_name(path.name + CHECKPOINT)
     fit_on(
         estimator,
         features.X,

@@ -37,9 +37,7 @@ from featx.identity import INPUT, PIXELS, BackboneIdentity, FrontIdentity
 from featx.isolation import IsolatedLoader
 from featx.loading import Loader
 from featx.own_network import code_sha256, is_own
-from featx.passes import MemorySink as MemorySink
-from featx.passes import Pipeline as Pipeline
-from featx.passes import run_together as run_together
+from featx.passes import Pipeline
 from featx.quick_start import Known, is_possible, recall, remember
 from featx.specs import ExtractOptions
 from featx.transforms import Transform

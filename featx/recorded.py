@@ -12,7 +12,8 @@ from featx.foreign import check_computable, is_imported
 from featx.heads.base import Head
 from featx.identity import BackboneIdentity, FrontIdentity
 from featx.own_network import code_sha256, is_own, name_if_given, trusted_name
-from featx.pipeline import MAX_SAMPLES, Pipeline, build_pipeline, pixel_pipeline
+from featx.passes import Pipeline
+from featx.pipeline import MAX_SAMPLES, build_pipeline, pixel_pipeline
 from featx.specs import PIXEL_TYPE, ExtractOptions
 from featx.transforms import Transform
 from featx.weight_files import is_local_weights, sha256_file

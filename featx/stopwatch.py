@@ -22,7 +22,7 @@ from featx.errors import ImageError
 from featx.isolation import IsolatedLoader
 from featx.limits import decode_bare, plain_write_s
 from featx.loading import Loader, Picture, batch_of
-from featx.pipeline import Pipeline
+from featx.passes import Pipeline
 
 _STARTED_S: Final = 5.0  # after which no more decoding processes are waited for
 _PIXELS_BYTES: Final = 64 * 2**20  # of decoded pictures that are kept

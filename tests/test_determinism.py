@@ -20,7 +20,8 @@ from featx.cache import CacheWriter
 from featx.devices import torch_threads
 from featx.engines import openvino
 from featx.extraction import run_extraction
-from featx.pipeline import Pipeline, build_pipeline
+from featx.passes import Pipeline
+from featx.pipeline import build_pipeline
 from featx.specs import ExtractOptions
 
 BATCH = 4

@@ -15,7 +15,7 @@ from PIL import Image
 from featx.errors import ImageError
 from featx.forward import run
 from featx.loading import Loader, Picture
-from featx.pipeline import MemorySink
+from featx.passes import MemorySink
 from featx.transforms import Transform
 
 SIZE = 8

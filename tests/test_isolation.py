@@ -29,7 +29,7 @@ from featx.extractor import FeatureExtractor
 from featx.forward import run
 from featx.isolation import IsolatedLoader
 from featx.loading import Loader
-from featx.pipeline import MemorySink
+from featx.passes import MemorySink
 from featx.resampling import MAX_WINDOW_BYTES
 from featx.worker import HEADER, PIXELS, READ, READY, REFUSED
 

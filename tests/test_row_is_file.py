@@ -88,7 +88,7 @@ class ColourEngine:
 
 @dataclass
 class ColourPipeline:
-    """Stands in for `featx.pipeline.Pipeline`, with the real loader, in this process."""
+    """Stands in for `featx.passes.Pipeline`, with the real loader, in this process."""
 
     engine: ColourEngine
     backbone: Any

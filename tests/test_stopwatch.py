@@ -164,7 +164,7 @@ def test_marks_count_from_batch_to_batch_and_not_the_end(monkeypatch: pytest.Mon
 def test_the_whole_ends_although_rows_are_left(
     files: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from featx.pipeline import Pipeline
+    from featx.passes import Pipeline
 
     loader, engine = Loader(PLAIN), ColourEngine(2)
     front = FrontIdentity("flatten", "none", "vector")

@@ -9,7 +9,7 @@ from torch import nn
 
 from featx.augmentation import Augmentation
 from featx.errors import InputError
-from featx.heads.base import check_common, is_number, is_whole, require
+from featx.heads.base import is_number, is_whole, require
 from featx.heads.epochs import EpochsHead
 from featx.transforms import Transform
 
@@ -114,7 +114,6 @@ class TailSettings(EpochsHead):
         )
 
     def _check_params(self) -> None:
-        check_common(self)
         self._check_training_params()
         for name in ("weights", "cut", "predict_device"):
             require(name, getattr(self, name), lambda v: isinstance(v, str), "text")
