@@ -13,8 +13,8 @@ Run it from the root of the repository. Features are drawn by seed (`benchmarks.
   RidgeClassifierCV in float64; at the alpha that this takes the coefficients are the same. featx
   fits its temperature as well;
 - `mlp`: 100 epochs of one hidden layer, beside a DataLoader loop of the same recipe: AdamW, batches
-  of 64, fp32, the last epoch kept. Their training losses, without dropout, are within a factor of 2
-  of each other: the draws differ;
+  of 64, fp32, weights drawn as MLPHead draws them, the last epoch kept. Their training losses,
+  without dropout, are within a factor of 2 of each other: the draws differ;
 - `large`: 1,281,167 x 2,048 features, 1,000 classes, for a GPU: seconds only. Not run by default.
 
 `--scale` multiplies rows, features and classes. Every fit takes float32 features and counts all
@@ -396,6 +396,9 @@ def plain_loop(data: Data) -> float:
         torch.nn.Dropout(0.2),
         torch.nn.Linear(HIDDEN, data.k),
     )
+    torch.nn.init.kaiming_uniform_(network[0].weight, nonlinearity="relu")
+    for values in (network[0].bias, *network[-1].parameters()):
+        torch.nn.init.zeros_(values)
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3, weight_decay=1e-2)
     cross_entropy = torch.nn.CrossEntropyLoss()
     for _ in range(EPOCHS):
