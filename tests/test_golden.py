@@ -1,4 +1,4 @@
-"""Files of format 1 load for ever. They were made once, by `tests/golden/make.py`.
+"""Files of formats 1 and 2 load for ever. They were made once, by `tests/golden/make.py`.
 
 What must be found in them is written here, computed by hand or from the raw bytes, so that no
 change of featx can change the files and the expectation together.
@@ -25,6 +25,8 @@ ROOT = Path(__file__).parents[1]
 FILES = {
     "cache-1-float16-map.h5": "772a8e87ece17bf2b239b2fe3a1d247511af896ed1939ec3f45236178fb946c2",
     "cache-1-float32.h5": "b157158a5a64e73629253b2352957aa476080fca9706cdf88dbca22e0b903f83",
+    "cache-2-pixels.h5": "b23526dfa9614af43f69760192ac68bc7c6d3048a33e55bcc74ad9a4480f610d",
+    "cache-2-whole-pictures.h5": "9263452504bb03868e4ce7336fd0c6ecc10a56055cc8a1b266cb2baaede65c33",
     "linear-1.safetensors": "8fee3226ab1ed18da7a1086724f895cbb2a4936440cae5a1bed340f2f1a0f4d8",
     "logistic-1.safetensors": "0fd52a2df2ee6145d71a90a1840b9437442b9023142897eb3f432b0337fabb3e",
     "mlp-1.safetensors": "70692ae4d450bf41dcf2124559750d4668dc7fd8f7efa73b0b89843e23679821",
@@ -52,7 +54,12 @@ ROW_6 = [-0.375, 2.25, 0.0, -0.25, 0.375, 0.125, -0.125, -0.375]  # of image 5
 FEATURES_SHA256 = {
     "cache-1-float32.h5": "afdec18841c4ac20d90a9ee0e3bee5b0bbd87e3c4d75c75a27884acf12df5ee8",
     "cache-1-float16-map.h5": "3623f6ffb1c9d1f000e63496a75ccbb85e4abb2e415e3994696d27bffcb85c98",
+    "cache-2-pixels.h5": "85aae6eafc29f2bd4711e9b73ab710bb7a90eff8ec66e1bad781754ee268a3a2",
+    "cache-2-whole-pictures.h5": "c6f0fe1d8215d7e9a167fa5d09d79a5c4c862445f61afdba78f84a7205b43c1f",
 }
+PIXELS_3 = [7, 14, 21, 28, 35, 42, 49, 56]  # of image 0
+PIXELS_6 = [42, 84, 126, 168, 210, 1, 43, 85]  # of image 5
+HEIGHTS = [4, 0, 2, 1, 2, 5, 1, 4, 5, 3, 2, 1]  # of what is picture in each row; 0 of a damaged one
 PROBE = np.array([[1.0, 0.5, 0.0, 0.25, 0.0, -0.25, 0.0, 0.0], [0.0, 0.0, 0.75, 0, 0, 0, 0.5, 0]])
 PROBABILITIES = {  # worked out from the files' tensors with numpy alone
     "linear": [[0.59958719, 0.19904486, 0.20136795], [0.22974277, 0.08104489, 0.68921234]],
@@ -100,9 +107,10 @@ def test_a_cache_says_what_it_said(name: str) -> None:
     assert status == [Status.UNDECODABLE if row == DAMAGED else 1 for row in range(12)]
     assert file.read("errors")[DAMAGED] == b"Truncated File Read"
     features = file.read("features")
-    assert np.isnan(features[DAMAGED]).all()
     assert hashlib.sha256(features.tobytes()).hexdigest() == FEATURES_SHA256[name]
-    assert features[3].ravel()[:8].tolist() == ROW_3
+    is_of_pixels = name.startswith("cache-2")
+    assert (features[DAMAGED] == 0 if is_of_pixels else np.isnan(features[DAMAGED])).all()
+    assert features[3].ravel()[:8].tolist() == (PIXELS_3 if is_of_pixels else ROW_3)
     assert file.root == "/home/anna/birds"
     assert file.spec["backbone"] == "squeezenet1_1"
     assert file.spec["transform"]["resize"] == 256
@@ -124,6 +132,19 @@ def test_the_float16_map_keeps_its_shape() -> None:
     assert (features.features.shape, features.features.dtype) == ((11, 3, 2, 2), np.float16)
     assert features.spec["layout"] == "nchw"
     assert features.X.shape == (11, 12)
+
+
+def test_pixels_are_pixels_for_a_tail_and_scikit_learn_alike() -> None:
+    pixels = featx.load(GOLDEN / "cache-2-pixels.h5")
+    assert (pixels.features.shape, pixels.features.dtype) == ((11, 4, 4, 3), np.uint8)
+    assert (pixels.spec["cut"], pixels.spec["layout"]) == ("input", "nhwc")
+    assert pixels.X[5, :8].tolist() == PIXELS_6
+
+
+def test_whole_pictures_say_how_much_of_a_row_is_picture() -> None:
+    file = open_cache(GOLDEN / "cache-2-whole-pictures.h5")
+    assert file.spec["store_size"] == 5
+    assert file.read("extent").tolist() == [[height, 5 * (height > 0)] for height in HEIGHTS]
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no paths that are no Unicode")

@@ -1,7 +1,8 @@
-"""Made the files beside it, once, with the featx that first wrote format 1.
+"""Made the files beside it, each once, by the featx that first wrote the format in its name.
 
 They stand for the files that users have. They are never made again: a featx that cannot read them
-has broken its promise, and this program refuses to replace them. A new format gets new files.
+has broken its promise, and this program makes only those that are missing. A new format gets new
+files.
 
     python tests/golden/make.py
 """
@@ -9,7 +10,6 @@ has broken its promise, and this program refuses to replace them. A new format g
 from __future__ import annotations
 
 import shutil
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -62,7 +62,9 @@ PLAN: dict[str, Any] = {
 }
 
 
-def make_cache(path: Path, *, shape: tuple[int, ...], dtype: str) -> None:
+def make_cache(
+    path: Path, *, shape: tuple[int, ...], dtype: str, store_size: int | None = None
+) -> None:
     """Twelve images, four a class, one of them damaged; labels, split and groups are given."""
     n, d = 12, int(np.prod(shape))
     numbers = np.arange(n)
@@ -89,7 +91,14 @@ def make_cache(path: Path, *, shape: tuple[int, ...], dtype: str) -> None:
     features[numbers, labels] += 2
     sha256 = np.repeat(numbers[:, None], 32, axis=1).astype(np.uint8)
     spec = {**SPEC, "shape": list(shape), "dtype": dtype}
-    if len(shape) == 3:
+    extent = None
+    if dtype == "uint8":
+        features = np.outer(numbers + 1, 7 * np.arange(1, d + 1)) % 251
+        spec |= {"cut": "input", "pool": "none", "layout": "nhwc"}
+        if store_size is not None:
+            spec |= {"store_size": store_size}
+            extent = np.stack([1 + numbers % store_size, np.full(n, store_size)], axis=1)
+    elif len(shape) == 3:
         spec |= {"cut": "features", "pool": "none", "layout": "nchw"}
     writer = CacheWriter.create(
         path,
@@ -106,6 +115,7 @@ def make_cache(path: Path, *, shape: tuple[int, ...], dtype: str) -> None:
         good,
         features.reshape(n, *shape)[order][good].astype(dtype),
         sha256[order][good],
+        extent=None if extent is None else extent[order][good].astype(np.uint16),
     )
     writer.fail(
         order.index(damaged), Status.UNDECODABLE, "Truncated File Read", sha256[damaged].tobytes()
@@ -114,15 +124,18 @@ def make_cache(path: Path, *, shape: tuple[int, ...], dtype: str) -> None:
     writer.finish(path, {"images": n, "done": n - 1, "failed": 1, "kept": 0, "plans": plans})
 
 
-def main() -> int:
+def main() -> None:
     caches = {
         "cache-1-float32.h5": {"shape": (8,), "dtype": "float32"},
         "cache-1-float16-map.h5": {"shape": (3, 2, 2), "dtype": "float16"},
+        "cache-2-pixels.h5": {"shape": (4, 4, 3), "dtype": "uint8"},
+        "cache-2-whole-pictures.h5": {"shape": (5, 5, 1), "dtype": "uint8", "store_size": 5},
     }
     heads = {f"{kind}-1.safetensors": kind for kind in HEADS}
-    if there := [name for name in (*caches, *heads) if (FOLDER / name).exists()]:
-        print(f"these stay as they are: {', '.join(there)}", file=sys.stderr)
-        return 1
+    there = [name for name in (*caches, *heads) if (FOLDER / name).exists()]
+    print(f"these stay as they are: {', '.join(there)}")
+    caches = {name: features for name, features in caches.items() if name not in there}
+    heads = {name: kind for name, kind in heads.items() if name not in there}
     work = Path(tempfile.gettempdir(), "featx-golden")  # its name is in the heads
     work.mkdir()
     for name, features in caches.items():
@@ -133,8 +146,7 @@ def main() -> int:
     for name in (*caches, *heads):
         shutil.move(work / name, FOLDER / name)
     shutil.rmtree(work)
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()
