@@ -14,8 +14,8 @@ from torch import Tensor
 
 from featx.backbones import load_backbone
 from featx.errors import InputError, WeightsError
-from featx.interchange.whole import write_whole
 from featx.weights import read_state_dict
+from featx.whole_files import write_whole
 
 
 @dataclass(frozen=True)

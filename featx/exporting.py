@@ -15,8 +15,8 @@ from featx.interchange.csv_table import write_csv
 from featx.interchange.exported import Exported
 from featx.interchange.npz import write_npz
 from featx.interchange.parquet import write_parquet
-from featx.interchange.whole import write_whole
 from featx.usable import FailedImage, failed_images, open_intact, split_rows, usable_columns
+from featx.whole_files import write_whole
 from featx.workspace import newest_cache
 
 FORMATS: Final[dict[str, Callable[[BinaryIO, Exported], None]]] = {

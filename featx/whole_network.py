@@ -20,12 +20,12 @@ from featx.frozen import Backbone
 from featx.heads.cached import load_recorded, temperature_of
 from featx.heads.file import HeadFile
 from featx.heads.tail import TailHead
-from featx.interchange.whole import write_whole
 from featx.keys import classifier_path
-from featx.own_network import is_own, note_given
+from featx.own_network import is_own, note_given, takes_classes
 from featx.recorded import backbone_of_spec
 from featx.tracing import facts
 from featx.transforms import Transform
+from featx.whole_files import write_whole
 
 CLASS_INDICES: Final = "class_indices.json"
 # Heads whose logits are a matrix times the features, plus a vector.
@@ -224,6 +224,8 @@ def _maker(backbone: Backbone, k: int) -> str:
     network = backbone.network
     library, _, name = backbone.name.rpartition(":")
     if is_own(backbone.name):
+        if takes_classes(backbone.name):
+            return f"{library}.{name}(num_classes={k})"
         return f"{library}.{name}()  # with {k} outputs"
     if name in CLASSICS:
         return f"featx.classics.{type(network).__name__}(num_classes={k})"

@@ -470,7 +470,8 @@ def test_cuts_lists_where_a_network_can_be_cut() -> None:
     inside = featx_("cuts", "squeezenet1_1", "features.3.expand1x1", "--all").stdout
     assert inside.rstrip().endswith("crossed by features.3.squeeze_activation")
     refused = featx_("cuts", "squeezenet1_1", "features.3.expand*", code=2)
-    assert "no cut features.3.expand* that nothing else crosses (--all shows" in refused.output
+    assert "no cut features.3.expand* that nothing else crosses (at features.3." in refused.output
+    assert "features.3.squeeze_activation does; --all shows them)" in refused.output
 
 
 def test_cuts_takes_models_of_timm() -> None:

@@ -27,8 +27,8 @@ from featx.errors import CacheError, DiskError, InputError, MissingExtraError
 from featx.exporting import FORMATS, export
 from featx.featureset import FeatureSet
 from featx.interchange.exported import Exported
-from featx.interchange.whole import write_whole
 from featx.usable import usable_columns
+from featx.whole_files import write_whole
 
 SHAPES = [((5,), "float32"), ((5,), "float16"), ((2, 3, 2), "float32")]
 
@@ -321,7 +321,7 @@ def test_a_file_has_its_name_only_when_all_of_it_is_on_the_disk(
             there.append(("rename", source.stat().st_size, path.exists()))
             super().rename(source, target)
 
-    monkeypatch.setattr("featx.interchange.whole.Disk", Watched)
+    monkeypatch.setattr("featx.whole_files.Disk", Watched)
     assert write_whole(path, lambda stream: stream.write(b"x" * 5000))  # type: ignore[arg-type,return-value]
     assert there == [("sync", 5000, False), ("rename", 5000, False)]
     assert path.read_bytes() == b"x" * 5000

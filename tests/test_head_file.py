@@ -132,7 +132,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_beside_it(tmp_path, monk
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(DiskError, match=r"a\.safetensors cannot be written: No space left"):
+    with pytest.raises(DiskError, match=r"cannot write .*a\.safetensors: the disk is full"):
         saved(path, FITTED[2])
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
@@ -150,7 +150,7 @@ def test_the_bytes_are_synced_before_the_rename(tmp_path, monkeypatch):
 def test_a_missing_folder_is_made_and_one_that_cannot_be_is_a_disk_error(tmp_path):
     assert saved(tmp_path / "new" / "a.safetensors").is_file()
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(DiskError, match="cannot be written: "):
+    with pytest.raises(DiskError, match=r"cannot write .*: a file is in the way"):
         saved(tmp_path / "file" / "a.safetensors")
 
 

@@ -64,6 +64,7 @@ SHELVES: tuple[frozenset[str], ...] = tuple(
                 "drawing",
                 "loading",
                 "augmentation",
+                "whole_files",
             },
             {"cut_graph", "worker", "interchange", "usable", "foreign", "frozen"},
             {"unpublished"},

@@ -23,6 +23,7 @@ from featx.extractor import FeatureExtractor
 from featx.heads import load_head
 from featx.own_network import is_own
 from featx.prediction import predict
+from featx.whole_network import _maker
 
 Folder = Callable[..., Path]
 EAGER = {"engine": "torch-eager", "weights": "random"}
@@ -207,6 +208,14 @@ def test_a_file_decides_the_number_of_outputs_where_the_factory_can(
     first, second = (split_at(net, "penultimate")[0](x) for net in (backbone.network, trained))
     assert torch.equal(first, second)
     assert backbone.untrained == (() if outputs == 7 else ("fc.weight", "fc.bias"))
+
+
+@pytest.mark.parametrize(
+    ("factory", "call"), [("Tiny", "(num_classes=5)"), ("without_classes", "()  # with 5 outputs")]
+)
+def test_an_export_says_how_it_is_made_with_so_many_outputs(factory: str, call: str) -> None:
+    backbone = load_backbone(f"nets_of_mine:{factory}", weights="random", transform=SMALL)
+    assert _maker(backbone, 5) == f"nets_of_mine.{factory}{call}"
 
 
 def test_features_of_ones_own_network_in_a_pipeline() -> None:

@@ -191,10 +191,7 @@ def test_the_line_that_makes_the_network_says_what_its_form_needs(backbone: Back
             network = models.get_model(name, weights=None, **asked)
         line = _maker(replace(backbone, name=name, network=network), 5)
         assert line == f"torchvision.models.{name}(num_classes=5, {options})"
-    for name, line in (
-        ("timm:resnet18", "timm.create_model('resnet18', num_classes=5)"),
-        ("mynets.small:make", "mynets.small.make()  # with 5 outputs"),
-    ):
-        assert _maker(replace(backbone, name=name), 5) == line
+    of_timm = _maker(replace(backbone, name="timm:resnet18"), 5)
+    assert of_timm == "timm.create_model('resnet18', num_classes=5)"
     classic = load_backbone("lenet5", weights="random")
     assert _maker(classic, 5) == "featx.classics.LeNet5(num_classes=5)"

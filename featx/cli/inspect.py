@@ -265,9 +265,13 @@ def cuts(
         if (cut.is_legal or not legal_only) and (not patterns or any(map(cut.matches, patterns)))
     ]
     if not rows:
-        legal = " that nothing else crosses (--all shows the others too)" if legal_only else ""
+        crossed = [cut for cut in found if any(map(cut.matches, patterns or ()))]
+        where = ""
+        if crossed:
+            by = ", ".join(crossed[0].crossing)
+            where = f" that nothing else crosses (at {crossed[0].name} {by} does; --all shows them)"
         raise InputError(
-            f"{backbone} has no cut {' or '.join(patterns or ())}{legal}; "
+            f"{backbone} has no cut {' or '.join(patterns or ())}{where}; "
             f"`featx cuts {backbone}` lists all"
         )
     if json_output:

@@ -37,7 +37,7 @@ from featx.heads.contents import (
     one_line,
     to_json,
 )
-from featx.heads.writing import write_whole
+from featx.whole_files import replace_whole
 
 __all__ = ["FORMAT", "HEADS", "SPLIT_PARTS", "HeadFile", "load_head", "save_head"]
 
@@ -115,7 +115,7 @@ def save_head(
         build(path, header, tensors)
     except HeadError as why:
         raise InputError(f"this head cannot be saved: {why}") from why
-    write_whole(path, to_bytes(tensors, {"featx": text}))
+    replace_whole(path, to_bytes(tensors, {"featx": text}))
     return path
 
 

@@ -15,7 +15,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from featx.errors import DiskError
-from featx.heads.writing import write_whole
+from featx.whole_files import replace_whole
 
 _FORMAT: Final = 1
 
@@ -37,7 +37,7 @@ class Checkpoint:
         """Keep JSON and tensors; DiskError where they cannot be written."""
         header = json.dumps({"format": _FORMAT, "digest": self.digest, **state})
         whole = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
-        write_whole(self.path, save(whole, {"featx-checkpoint": header}), what="checkpoint")
+        replace_whole(self.path, save(whole, {"featx-checkpoint": header}))
 
     def read(self) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
         """What was kept last, or None: there is no file, or it is of something else, which is told.

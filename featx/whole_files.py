@@ -1,0 +1,91 @@
+"""A file under its final name is a whole one: written beside it, synced, renamed."""
+
+from __future__ import annotations
+
+import filecmp
+import secrets
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO, Final
+
+from featx.cache import Disk
+from featx.cache.files import WRITE_ELSEWHERE, told_as_disk_error
+from featx.errors import InputError
+
+_AS_IT_WAS: Final = f"What was there is as it was. {WRITE_ELSEWHERE}"
+
+
+def replace_whole(path: Path, data: bytes) -> None:
+    """Write a file that replaces whatever is there.
+
+    Parameters
+    ----------
+    path : the file; its folder is made. A link stays one, and what it names is replaced.
+    data : all of it.
+
+    Raises
+    ------
+    DiskError
+        It cannot be written; what was there is untouched.
+    """
+    path = _followed(path)
+    with _beside(path, lambda stream: stream.write(data)) as temporary:
+        Disk().rename(temporary, path)
+
+
+def write_whole(path: Path, write: Callable[[BinaryIO], object], *, force: bool = False) -> bool:
+    """Let `write` fill a file, and give it its name only then.
+
+    Parameters
+    ----------
+    path : the file; its folder is made. A link stays one, and what it names is written.
+    write : is called with a new file, open for writing and seeking.
+    force : replace a file of other content.
+
+    Returns
+    -------
+    Whether anything was written: a file of the same content is left as it is.
+
+    Raises
+    ------
+    InputError
+        A folder or, without `force`, a file of other content is there.
+    DiskError
+        It cannot be written; what was there is untouched.
+    """
+    path = _followed(path)
+    if path.is_dir():
+        raise InputError(f"{path} is a folder; name a file with --out")
+    with _beside(path, write) as temporary:
+        if path.exists() and not force:
+            if filecmp.cmp(temporary, path, shallow=False):
+                return False
+            raise InputError(
+                f"{path} is there already and holds something else; name another file with "
+                "--out, or say --force to replace it"
+            )
+        Disk().rename(temporary, path)
+    return True
+
+
+def _followed(path: Path) -> Path:
+    return path.resolve() if path.is_symlink() else path
+
+
+@contextmanager
+def _beside(path: Path, write: Callable[[BinaryIO], object]) -> Iterator[Path]:
+    """A synced file in the folder of `path`, gone afterwards unless it was renamed."""
+    disk = Disk()
+    with told_as_disk_error(path, "write", _AS_IT_WAS):
+        disk.make_folder(path.parent)
+        temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+        try:
+            with temporary.open("xb") as stream:
+                write(stream)
+                stream.flush()
+                disk.sync(stream.fileno())
+            yield temporary
+        finally:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
