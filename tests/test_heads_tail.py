@@ -276,13 +276,33 @@ def test_an_interrupted_training_goes_on_and_ends_with_the_same_bits(
         head(network, epochs=5, **params).fit(X, y, checkpoint=path, told=stop)
     assert [file.name for file in tmp_path.iterdir()] == ["a.checkpoint"]
     epochs = []
-    resumed = head(network, epochs=5, **params).fit(
-        X, y, checkpoint=path, told=lambda row: epochs.append(row["epoch"])
-    )
+    with torch.random.fork_rng():
+        torch.manual_seed(7)  # another process: what is dropped must not depend on it
+        resumed = head(network, epochs=5, **params).fit(
+            X, y, checkpoint=path, told=lambda row: epochs.append(row["epoch"])
+        )
     assert epochs == list(range(stopped_after + 1, 6))
     assert bits(resumed) == bits(whole)
     assert resumed.history_ == whole.history_
     assert resumed.best_epoch_ == whole.best_epoch_
+
+
+def test_a_training_goes_on_from_its_last_epoch_and_keeps_the_best_one_before(tmp_path):
+    X, y = features()
+    y = np.random.default_rng(0).permutation(y)  # nothing to learn: a later epoch is no better
+    whole = head(epochs=6).fit(X, y)
+    assert whole.best_epoch_ < 4
+
+    def stop(row):
+        if row["epoch"] == 4:
+            raise KeyboardInterrupt
+
+    path = tmp_path / "a.checkpoint"
+    with pytest.raises(KeyboardInterrupt):
+        head(epochs=6).fit(X, y, checkpoint=path, told=stop)
+    resumed = head(epochs=6).fit(X, y, checkpoint=path)
+    assert bits(resumed) == bits(whole)
+    assert resumed.history_ == whole.history_
 
 
 @pytest.mark.parametrize("change", ["lr", "labels", "values", "weights"])
@@ -309,6 +329,35 @@ def test_a_checkpoint_of_another_training_is_told_and_not_gone_on_with(tmp_path,
         )
     assert epochs == [1, 2, 3]
     assert (tmp_path / "a.checkpoint.old").read_bytes() == before  # hours, perhaps
+
+
+@pytest.mark.parametrize("change", ["rows", "labels", "validation rows", "validation labels"])
+def test_a_checkpoint_of_other_rows_or_labels_is_not_gone_on_with(tmp_path, change):
+    X, y = features(300)
+    path = tmp_path / "a.checkpoint"
+    rows, val_rows = np.arange(100), np.arange(100, 200)
+    head(epochs=1).fit(X, y, rows=rows, val_rows=val_rows, checkpoint=path)
+    which = val_rows if change.startswith("validation") else rows
+    changed = which[1]  # not one of those whose values are looked at
+    if change.endswith("labels"):
+        y[changed] = (y[changed] + 1) % 3
+    else:
+        which[1] = 200 + np.flatnonzero(y[200:] == y[changed])[0]
+    with pytest.warns(UserWarning, match="another training"):
+        head(epochs=1).fit(X, y, rows=rows, val_rows=val_rows, checkpoint=path)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("get_num_threads", lambda: 99), ("__version__", "2.99.0")]
+)
+def test_a_checkpoint_of_other_circumstances_is_not_gone_on_with(
+    tmp_path, monkeypatch, name, value
+):
+    X, y = features()
+    head(epochs=1).fit(X, y, checkpoint=tmp_path / "a")
+    monkeypatch.setattr(torch, name, value)
+    with pytest.warns(UserWarning, match="threads or versions differ"):
+        head(epochs=1).fit(X, y, checkpoint=tmp_path / "a")
 
 
 @pytest.mark.parametrize("content", [b"", b"\0" * 100, b"{}"])

@@ -97,7 +97,6 @@ class Training:
             "torch": torch.__version__,
             "start": state_dict_sha256(self.tail.values()),
             "shape": self.rows.shape,
-            "stats": [self.rows.mean.tolist(), self.rows.scale.tolist()],
         }
         digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode())
         for rows, y in ((self.rows, self.y), (self.val, self.y_val)):
