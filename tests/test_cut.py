@@ -145,9 +145,11 @@ def test_parameters_count_in_the_part_that_uses_them():
             super().__init__()
             self.late = nn.Parameter(torch.zeros(7))
             self.shared = nn.Linear(3, 3)
+            self.unused = nn.Linear(3, 5)
             self.fc = nn.Linear(3, 2)
 
         def forward(self, x):
+            self.unused(x.mean((2, 3)))  # its result leads nowhere
             late = torch.exp(self.late).sum()  # computed first, used behind the cut
             x = self.shared(x.mean((2, 3)))
             return self.fc(self.shared(torch.relu(x)) + late)

@@ -204,6 +204,16 @@ def test_rates_rise_in_the_warm_up_then_fall_by_a_cosine():
     assert constant == [1.0] * 5
 
 
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_weight_decay_makes_weights_smaller(optimizer):
+    X, y = features()
+    sizes = []
+    for decay in (0.0, 5.0):
+        fitted = head(optimizer=optimizer, lr_ratio=1.0, weight_decay=decay).fit(X, y)
+        sizes.append(np.linalg.norm(fitted._tensors()["tail.second.0.weight"]))
+    assert sizes[1] < 0.9 * sizes[0]
+
+
 def test_the_same_seed_gives_the_same_bits_and_leaves_the_global_generator_alone():
     X, y = features()
     torch.manual_seed(7)
@@ -338,11 +348,11 @@ def test_a_checkpoint_of_other_rows_or_labels_is_not_gone_on_with(tmp_path, chan
     rows, val_rows = np.arange(100), np.arange(100, 200)
     head(epochs=1).fit(X, y, rows=rows, val_rows=val_rows, checkpoint=path)
     which = val_rows if change.startswith("validation") else rows
-    changed = which[1]  # not one of those whose values are looked at
+    changed = which[2]  # not one of those whose values are looked at
     if change.endswith("labels"):
         y[changed] = (y[changed] + 1) % 3
     else:
-        which[1] = 200 + np.flatnonzero(y[200:] == y[changed])[0]
+        which[2] = 200 + np.flatnonzero(y[200:] == y[changed])[0]
     with pytest.warns(UserWarning, match="another training"):
         head(epochs=1).fit(X, y, rows=rows, val_rows=val_rows, checkpoint=path)
 

@@ -76,6 +76,7 @@ def test_a_classifier_that_was_replaced_by_several_layers_is_dropped():
         ({"weight": (9, 4), "bias": (8,)}, None),
         ({"weight": (9, 6), "bias": (9,)}, None),
         ({"weight": (9, 4, 1, 1), "bias": (9,)}, None),
+        ({"weight": (9, 4), "bias": ()}, None),
         ({"weight": (0, 4), "bias": (0,)}, None),
     ],
 )

@@ -140,6 +140,16 @@ def test_it_is_seeded_frozen_in_float32_and_found_in_the_current_folder() -> Non
     assert all(p.dtype == torch.float32 and not p.requires_grad for p in parameters)
 
 
+def test_a_module_in_the_current_folder_comes_before_others_of_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    elsewhere = tmp_path / "installed"
+    elsewhere.mkdir()
+    (elsewhere / "nets_of_mine.py").write_text("raise RuntimeError('another module')")
+    monkeypatch.syspath_prepend(elsewhere)
+    assert load_backbone("nets_of_mine:Tiny", weights="random").name == "nets_of_mine:Tiny"
+
+
 @pytest.mark.parametrize(
     ("name", "words"),
     [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import nn
 from torchvision import models
 from typer.testing import CliRunner
 
@@ -144,6 +146,23 @@ def test_features_that_do_not_enter_the_last_layer_are_refused(
         cache = {**record["cache"], "spec": {**record["cache"]["spec"], **changed}}
         with pytest.raises(HeadError, match=words):
             whole_network(replace(file, metadata={**record, "cache": cache}))
+
+
+def test_a_last_layer_without_a_bias_takes_no_head(
+    tmp_path: Path,
+    backbone: Backbone,
+    features: np.ndarray,
+    record: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    file = load_recorded(save(tmp_path / "a.safetensors", CentroidHead(), features, record))
+    network = copy.deepcopy(backbone.network)
+    network.fc = nn.Linear(network.fc.in_features, 5, bias=False)
+    monkeypatch.setattr(
+        "featx.whole_network.backbone_of_spec", lambda *a, **k: replace(backbone, network=network)
+    )
+    with pytest.raises(HeadError, match="ends in no Linear with a bias"):
+        whole_network(file)
 
 
 def test_the_command_writes_two_files_and_says_how_the_network_is_loaded(
