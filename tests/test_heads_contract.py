@@ -258,7 +258,7 @@ def test_standardisation_of_some_rows_in_blocks_is_that_of_the_rows(monkeypatch)
     monkeypatch.setattr(featx.heads.base, "_BLOCK_BYTES", 5 * 12 * 8)
     monkeypatch.setattr(featx.heads.base, "_PIECE_BYTES", 2 * 12 * 8)
     assert np.allclose(learn_standardisation(X, rows), whole, rtol=1e-12)
-    blocks = list(standardised_blocks(X, *whole, rows))
+    blocks = [(part, Z.copy()) for part, Z in standardised_blocks(X, *whole, rows)]
     assert [len(Z) for _, Z in blocks][:-1] == [5] * (len(blocks) - 1)
     Z = (X[rows].astype(np.float64) - whole[0]) / whole[1]
     assert np.array_equal(np.concatenate([block for _, block in blocks]), Z)

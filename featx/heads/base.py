@@ -244,12 +244,17 @@ def learn_standardisation(
 def standardised_blocks(
     X: npt.NDArray[Any], mean: FloatArray, scale: FloatArray, rows: IntArray | None = None
 ) -> Iterator[tuple[slice, FloatArray]]:
-    """Yield (positions, (X - mean) / scale in float64) in blocks of at most 64 MiB."""
+    """Yield (positions, (X - mean) / scale in float64) in blocks of at most 64 MiB.
+
+    A block is there until the next is asked for, which is written over it: memory anew for each
+    takes longer than what is computed.
+    """
     n, d = (len(X) if rows is None else len(rows)), X.shape[1]
     step = max(1, _BLOCK_BYTES // (8 * d))
+    buffer = np.empty((min(step, n), d))
     for start in range(0, n, step):
         part = slice(start, min(start + step, n))
-        block = np.empty((part.stop - start, d))
+        block = buffer[: part.stop - start]
         for piece in _pieces(len(block), d):
             at = slice(start + piece.start, start + piece.stop)
             values = block[piece]
@@ -257,6 +262,23 @@ def standardised_blocks(
             values -= mean
             values /= scale
         yield part, block
+
+
+def standardised_columns(
+    X: npt.NDArray[Any],
+    mean: FloatArray,
+    scale: FloatArray,
+    rows: IntArray | None,
+    part: slice,
+    out: npt.NDArray[Any],
+) -> None:
+    """Write (X - mean) / scale of all rows and some columns to `out`, (n, c) of any float type."""
+    X, mean, scale = X[:, part], mean[part], scale[part]
+    for piece in _pieces(*out.shape):
+        values = (X[piece] if rows is None else X[rows[piece]]).astype(np.float64)
+        values -= mean
+        values /= scale
+        out[piece] = values
 
 
 def _pieces(n: int, d: int) -> Iterator[slice]:

@@ -394,7 +394,7 @@ class Problem:
             p = logits[..., part].clone()
             _to_residual(p, self.y[part], self.share[part])
             residual[..., part] = p
-            sums += p[0] @ Z
+            sums.addmm_(p[0], Z)
         squares = (sums + W / (C * self.total_weight)).square().sum()
         if self.intercept:
             squares += residual.sum(dim=-1).square().sum()

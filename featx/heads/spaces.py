@@ -256,5 +256,5 @@ class SpanSpace(Space):
         a = x[0, 0].double()
         W = a.new_zeros((len(a), self.rows.d))
         for part, block in self.rows.blocks():
-            W += a[:, part] @ torch.from_numpy(block).to(a.device)
+            W.addmm_(a[:, part], torch.from_numpy(block).to(a.device))
         return W, a[:, -1]

@@ -20,7 +20,7 @@ import torch
 from scipy.linalg import blas
 from torch import Tensor
 
-from featx.heads.base import FloatArray, IntArray, standardised_blocks
+from featx.heads.base import FloatArray, IntArray, standardised_blocks, standardised_columns
 
 _COLUMN_BYTES: Final = 64 << 20  # of float64 columns standardised at once
 _SCORED_ROWS: Final = 1024  # scored at once, for all penalties
@@ -244,9 +244,8 @@ class Gram(Spectrum):
         """Standardised columns (n, step) in float64, from left to right."""
         for start in range(0, X.shape[1], step):
             part = slice(start, start + step)
-            block = (X[:, part] if rows is None else X[rows, part]).astype(np.float64)
-            block -= self.centre[part]
-            block /= self._scale[part]
+            block = np.empty((len(X) if rows is None else len(rows), len(self.centre[part])))
+            standardised_columns(X, self.centre, self._scale, rows, part, block)
             yield torch.from_numpy(block).to(self._device)
 
     def _dual(self, alpha: float) -> Tensor:

@@ -6,16 +6,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
-import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from featx.heads.base import FloatArray, IntArray, standardised_blocks
+from featx.heads.base import FloatArray, IntArray, standardised_blocks, standardised_columns
 
 _HELD_BYTES: Final = 2 << 30  # a working copy up to this size is held, else X is read each time
 _HELD_SHARE: Final = 0.5  # of a GPU's free memory, instead
-_COLUMN_BYTES: Final = 64 << 20  # of float64 columns standardised at once
+_COLUMN_BYTES: Final = 128 << 20  # of columns standardised at once
 # Of a product with some rows, on the CPU: memory anew, as of a larger one, costs more than the
 # product itself.
 _PRODUCT_BYTES: Final = 1 << 20
@@ -43,13 +42,9 @@ class FeatureRows:
         """Yield (positions, (b, d) float64)."""
         return standardised_blocks(self.X, self.mean, self.scale, self.rows)
 
-    def columns(self, part: slice) -> FloatArray:
-        """All rows of some features: (n, c) float64."""
-        X = self.X[:, part] if self.rows is None else self.X[self.rows, part]
-        block = X.astype(np.float64)  # a copy: ours
-        block -= self.mean[part]
-        block /= self.scale[part]
-        return block
+    def columns(self, part: slice, out: Tensor) -> None:
+        """Write all rows of some features to `out`, (n, c) of any float type, on the CPU."""
+        standardised_columns(self.X, self.mean, self.scale, self.rows, part, out.numpy())
 
 
 class WorkingRows:
@@ -73,7 +68,7 @@ class WorkingRows:
 
     def _read(self) -> Iterator[tuple[slice, Tensor]]:
         for part, block in self.rows.blocks():
-            yield part, torch.from_numpy(block).to(self.device, self.dtype)
+            yield part, torch.tensor(block, dtype=self.dtype, device=self.device)
 
     def products(self, W: Tensor, out: Tensor | None = None) -> Tensor:
         """Weights (..., d) with every row: (..., n), in `out` of any type if given."""
@@ -119,13 +114,15 @@ def gram(
     """Inner products of `rows` with themselves, (n, n), and of `others` with them, (m, n)."""
     n, m = len(rows), 0 if others is None else len(others)
     out = torch.zeros((n + m, n), dtype=dtype, device=device)
-    step = max(1, _COLUMN_BYTES // (8 * (n + m)))
+    step = min(rows.d, max(1, _COLUMN_BYTES // (dtype.itemsize * (n + m))))
+    buffer = torch.empty((n + m) * step, dtype=dtype)
     for start in range(0, rows.d, step):
-        part = slice(start, start + step)
-        Z = torch.empty((n + m, min(step, rows.d - start)), dtype=dtype, device=device)
-        Z[:n] = torch.from_numpy(rows.columns(part))
+        part = slice(start, min(start + step, rows.d))
+        Z = buffer[: (n + m) * (part.stop - start)].view(n + m, -1)
+        rows.columns(part, Z[:n])
         if others is not None:
-            Z[n:] = torch.from_numpy(others.columns(part))
+            others.columns(part, Z[n:])
+        Z = Z.to(device)
         for top in range(0, n + m, _TILE):
             tile, left = slice(top, top + _TILE), slice(0, min(top + _TILE, n))
             out[tile, left].addmm_(Z[tile], Z[left].T)  # right of the diagonal follows below
