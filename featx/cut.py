@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import fnmatch
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -45,7 +45,7 @@ class Cut:
     aliases
         Those of `ALIASES` that mean this cut.
     size_bytes
-        Of the value, in float32, for one image.
+        Of the value for one image: in float32; of ``input`` as uint8 pixels.
     parameters_before, parameters_after
         Values in the parameters of either part; those that both use count in both.
     saved
@@ -78,6 +78,9 @@ def list_cuts(
 ) -> tuple[Cut, ...]:
     """Every value of a network that is computed from the image, in order of computation.
 
+    The first is ``input``, the pixels as a cache of them holds them, then what they are normalised
+    to.
+
     Parameters
     ----------
     model
@@ -93,9 +96,9 @@ def list_cuts(
     Examples
     --------
     >>> net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 2))
-    >>> [(cut.name, cut.shape) for cut in list_cuts(net, (1, 3, 8, 8))][1:3]
+    >>> [(cut.name, cut.shape) for cut in list_cuts(net, (1, 3, 8, 8))][2:4]
     [('0', (4, 6, 6)), ('1', (4, 6, 6))]
-    >>> cut = list_cuts(net, (1, 3, 8, 8))[3]
+    >>> cut = list_cuts(net, (1, 3, 8, 8))[4]
     >>> cut.aliases, cut.parameters_before, cut.parameters_after, round(cut.saved, 3)
     (('penultimate',), 112, 290, 0.931)
     """
@@ -103,13 +106,13 @@ def list_cuts(
     named: dict[fx.Node, list[str]] = {}
     for alias in ALIASES:
         node = graph.alias(alias)
-        if node is not None:
+        if node is not None and alias != "input":
             named.setdefault(node, []).append(alias)
     modules: dict[fx.Node, list[str]] = {}
     for path, node in graph.modules.items():
         modules.setdefault(node, []).append(path)
     behind = costs(graph.module, graph.needed)
-    return tuple(
+    cuts = [
         Cut(
             name=facts(node).path,
             shape=(shape := (facts(node).shape or ())[1:]),
@@ -122,7 +125,10 @@ def list_cuts(
             **vars(behind[graph.position[node]]),
         )
         for node in graph.candidates
-    )
+    ]
+    _, c, h, w = input_shape
+    pixels = replace(cuts[0], name="input", shape=(h, w, c), layout="nhwc", size_bytes=h * w * c)
+    return pixels, *cuts
 
 
 def split_at(model: nn.Module, cut: str) -> tuple[fx.GraphModule, fx.GraphModule]:

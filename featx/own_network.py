@@ -55,10 +55,11 @@ def trusted_name(recorded: str, given: str | None = None) -> str:
     ('resnet18', 'mynets:make')
     """
     if given is None and is_own(recorded):
+        others = f" (given: {', '.join(sorted(_given))})" if _given else ""
         raise HeadError(
             f"the features were made by a network of somebody's own code, {recorded[:200]!r}, and "
             "featx imports no code because a file names it: if you know that code, give it again "
-            "with --backbone package.module:factory"
+            f"with --backbone package.module:factory{others}"
         )
     return given or recorded
 

@@ -176,7 +176,8 @@ def settle_on_features(estimator: Head, spec: Mapping[str, Any], plan: Mapping[s
     Parameters
     ----------
     estimator : heads of other kinds have none. The `weights` of a tail, if not the default, say
-        where they are now; its `backbone` is needed where the user's own code made the network.
+        where they are now, or of pixels with which training starts; its `backbone` is needed
+        where the user's own code made the network.
     spec, plan : of the cache that it is to be fitted on.
 
     Raises
@@ -204,11 +205,12 @@ def settle_on_features(estimator: Head, spec: Mapping[str, Any], plan: Mapping[s
         backbone = asked["backbone"] if is_asked else name_if_given(spec["backbone"])
     _check_recorded_file(plan["weights"], weights, spec)
     options = options_of_spec(spec, plan, backbone=backbone, weights=weights)
+    any_weights = weights is not None and _is_of_pixels(spec)  # they had no part in the pixels
     estimator.set_params(
         backbone=options.backbone,
         weights=options.weights,
         weights_seed=options.seed,
-        weights_sha256=spec["weights_sha256"],
+        weights_sha256=None if any_weights else spec["weights_sha256"],
         cut=options.cut,
         shape=tuple(spec["shape"]),
         transform=spec["transform"],

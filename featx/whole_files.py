@@ -34,7 +34,13 @@ def replace_whole(path: Path, data: bytes) -> None:
         Disk().rename(temporary, path)
 
 
-def write_whole(path: Path, write: Callable[[BinaryIO], object], *, force: bool = False) -> bool:
+def write_whole(
+    path: Path,
+    write: Callable[[BinaryIO], object],
+    *,
+    force: bool = False,
+    elsewhere: str = "name another file with --out",
+) -> bool:
     """Let `write` fill a file, and give it its name only then.
 
     Parameters
@@ -42,6 +48,7 @@ def write_whole(path: Path, write: Callable[[BinaryIO], object], *, force: bool 
     path : the file; its folder is made. A link stays one, and what it names is written.
     write : is called with a new file, open for writing and seeking.
     force : replace a file of other content.
+    elsewhere : what to do instead of that, for the message.
 
     Returns
     -------
@@ -62,8 +69,8 @@ def write_whole(path: Path, write: Callable[[BinaryIO], object], *, force: bool 
             if filecmp.cmp(temporary, path, shallow=False):
                 return False
             raise InputError(
-                f"{path} is there already and holds something else; name another file with "
-                "--out, or say --force to replace it"
+                f"{path} is there already and holds something else; {elsewhere}, or say --force "
+                "to replace it"
             )
         Disk().rename(temporary, path)
     return True

@@ -30,6 +30,7 @@ from featx.whole_files import write_whole
 CLASS_INDICES: Final = "class_indices.json"
 # Heads whose logits are a matrix times the features, plus a vector.
 _AFFINE: Final = ("logistic", "linear", "ridge", "centroid")
+_ANOTHER_FOLDER: Final = "give each export a folder of its own (--out folder/network.pth)"
 _ROWS: Final = 256  # unit vectors that a head is asked about at once
 
 
@@ -43,6 +44,7 @@ class ExportedNetwork:
     class_indices : the file beside it, from the number of each output to its class.
     classes : k names, in the order of the outputs.
     temperature : that the last layer contains; None where the head is not calibrated.
+    standardised : whether standardisation of the features is in the last layer.
     layer : path of the last layer.
     make : Python that makes a network which takes the state dict.
     transform : how an image becomes the network's input, in words.
@@ -53,6 +55,7 @@ class ExportedNetwork:
     class_indices: Path
     classes: tuple[str, ...]
     temperature: float | None
+    standardised: bool
     layer: str
     make: str
     transform: str
@@ -109,7 +112,7 @@ def export_network(
         stream.write(json.dumps(names, indent=1).encode("ascii"))
 
     wrote = [
-        write_whole(indices, write_names, force=force),
+        write_whole(indices, write_names, force=force, elsewhere=_ANOTHER_FOLDER),
         write_whole(path, lambda stream: torch.save(state, stream), force=force),
     ]
     return ExportedNetwork(
@@ -117,6 +120,7 @@ def export_network(
         indices,
         file.classes,
         temperature_of(file),
+        not isinstance(file.head, TailHead),
         classifier_path(loaded.network),
         _maker(loaded, len(file.classes)),
         _in_words(Transform.from_dict(file.metadata["cache"]["spec"]["transform"])),
@@ -241,8 +245,9 @@ def _maker(backbone: Backbone, k: int) -> str:
 
 
 def _in_words(transform: Transform) -> str:
+    grey = "grey, " if transform.channels == 1 else ""
     return (
-        f"short side to {transform.resize} ({transform.interpolation}), centre of "
+        f"{grey}short side to {transform.resize} ({transform.interpolation}), centre of "
         f"{transform.crop} x {transform.crop}, values 0 to 1, less {list(transform.mean)}, over "
         f"{list(transform.std)}"
     )

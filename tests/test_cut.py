@@ -102,10 +102,11 @@ def images():
 
 
 def test_cuts_are_named_as_torchvision_names_them(tiny):
-    ours = [cut.name for cut in list_cuts(tiny, SHAPE)]
-    assert ours == get_graph_node_names(tiny, suppress_diff_warning=True)[1]
+    pixels, *cuts = list_cuts(tiny, SHAPE)
+    assert (pixels.name, cuts[0].name) == ("input", "x")
+    assert [cut.name for cut in cuts] == get_graph_node_names(tiny, suppress_diff_warning=True)[1]
     resnet = _untrained("resnet18", on="meta").eval()
-    assert [c.name for c in list_cuts(resnet)] == get_graph_node_names(resnet)[1]
+    assert [cut.name for cut in list_cuts(resnet)[1:]] == get_graph_node_names(resnet)[1]
     for name in ("swin_t", "inception_v3"):  # names that end in numbers, shared layers
         network = _untrained(name, on="meta").eval()
         theirs = get_graph_node_names(network, suppress_diff_warning=True)[1]
@@ -120,7 +121,9 @@ def test_a_cut_is_legal_where_nothing_else_crosses(tiny):
     assert cuts["bn2"].crossing == ("relu",)
     assert (cuts["relu_1"].shape, cuts["relu_1"].layout) == ((8, 16, 16), "nchw")
     assert (cuts["flatten"].shape, cuts["flatten"].layout) == ((8,), "vector")
-    assert cuts["x"].aliases == ("input",)
+    assert (cuts["x"].aliases, cuts["x"].size_bytes) == ((), 4 * 3 * 16 * 16)
+    pixels = cuts["input"]  # uint8, as a cache holds them
+    assert (pixels.shape, pixels.layout, pixels.size_bytes) == ((16, 16, 3), "nhwc", 3 * 16 * 16)
     assert cuts["flatten"].aliases == ("penultimate",)
     assert cuts["fc"].aliases == ("logits",)
 

@@ -9,11 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 import safetensors.numpy
+import torch
 from safetensors import safe_open
 from synthetic import TINY
 from typer.testing import CliRunner
 
 import featx
+from featx.backbones import load_backbone
 from featx.cache import CacheWriter, Rows
 from featx.cli import app
 from featx.cli.training import telling_epochs
@@ -104,6 +106,23 @@ def test_whole_pictures_are_augmented_and_predicted_as_files_are(tmp_path, colou
         fit_head(cache, **QUICK, calibrate=True)
     with pytest.raises(InputError, match="whole pictures need their extent"):
         featx.learning_curve(cache, head="tail", shots=[1], repeats=1, epochs=1, device="cpu")
+
+
+def test_training_on_pixels_may_start_from_other_weights_than_those_recorded(tmp_path, cache):
+    weights = tmp_path / "lenet.pth"
+    torch.save(load_backbone("lenet5", weights="random", seed=3).network.state_dict(), weights)
+    folder = cache.parents[1] / "images"
+    asked = {"backbone": "lenet5", "weights": str(weights), "cut": "input"}
+    pixels = featx.extract(folder, cache_dir=tmp_path, **asked).path
+    first, second = (
+        fit_head(pixels, **QUICK, **given, out=tmp_path / f"{i}.safetensors")
+        for i, given in enumerate(({}, {"weights": "random"}))
+    )
+    firsts, seconds = (file.head.get_params() for file in map(load_head, (first.path, second.path)))
+    assert firsts["weights"] == str(weights)
+    assert seconds["weights"] == "random"
+    for fitted in (first, second):
+        assert featx.evaluate(pixels, fitted.path).report.n == 4
 
 
 def test_cross_validation_fits_tails_anew(cache):

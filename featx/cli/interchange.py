@@ -125,8 +125,11 @@ def _export_network(
     out().print(f"{done.path}: a network of {len(done.classes)} classes, {size}")
     if not done.written:
         tell("nothing to do: the files are there already, with this very content")
-    temperature = f" and the temperature {done.temperature:.3g}" if done.temperature else ""
-    tell(f"the head is its last layer ({done.layer}), standardisation{temperature} folded in")
+    folded = ["standardisation"] if done.standardised else []
+    folded += [f"the temperature {done.temperature:.3g}"] if done.temperature else []
+    last = f"its last layer ({done.layer})"
+    what = f"the head is {last}" if done.standardised else f"the head ends in {last}"
+    tell(f"{what}{', ' if folded else ''}{' and '.join(folded)}{' folded in' if folded else ''}")
     tell(f"images: {done.transform}; classes: {done.class_indices}")
     tell(f"network = {done.make}")
     tell(f"network.load_state_dict(torch.load({str(done.path)!r}, weights_only=True))")
