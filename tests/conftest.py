@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +26,25 @@ def _no_network(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPa
     home = tmp_path_factory.getbasetemp()
     monkeypatch.setenv("TORCH_HOME", str(home / "torch-home"))
     monkeypatch.setenv("FEATX_ENGINE_FOLDER", str(home / "engines"))
+
+
+@pytest.fixture(scope="session")
+def _decoders() -> Iterator[None]:
+    yield
+    import kept_decoders
+
+    kept_decoders.end_all()
+
+
+@pytest.fixture
+def kept_decoders(_decoders: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run takes the decoding processes of the one before it, where they load alike."""
+    import kept_decoders
+
+    from featx.isolation import IsolatedLoader
+
+    monkeypatch.setattr(IsolatedLoader, "_new", kept_decoders.new_or_kept)
+    monkeypatch.setattr(IsolatedLoader, "close", kept_decoders.close_and_keep)
 
 
 @pytest.fixture(scope="session")

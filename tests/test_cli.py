@@ -9,6 +9,7 @@ import os
 import re
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,10 @@ from typer.testing import CliRunner, Result
 
 import featx
 from featx.cache import cache_lock, open_cache
-from featx.cli import app
+from featx.cli import app, main
 from featx.heads import LR_GRID, load_head
+
+pytestmark = pytest.mark.usefixtures("kept_decoders")
 
 Folder = Callable[..., Path]
 TINY = ["--backbone", "squeezenet1_1", "--resize", "64", "--crop", "64", "--batch-size", "4"]
@@ -40,6 +43,29 @@ def featx_(*arguments: Any, code: int = 0, stdin: str | None = None) -> Result:
     result = CliRunner().invoke(app, [str(argument) for argument in arguments], input=stdin)
     assert result.exit_code == code, (result.output, result.exception)
     return result
+
+
+def program(
+    monkeypatch: pytest.MonkeyPatch, *arguments: Any, stdin: bytes = b"", encoding: str = "utf-8"
+) -> tuple[str, str]:
+    """What the program itself writes where warnings and streams are those Python starts with.
+
+    The streams refuse what `encoding` cannot show, until the program says otherwise.
+    """
+    written = io.BytesIO(), io.BytesIO()
+    streams = [io.TextIOWrapper(raw, encoding, "strict") for raw in (*written, io.BytesIO(stdin))]
+    with monkeypatch.context() as patch, warnings.catch_warnings():
+        warnings.simplefilter("default")
+        patch.setattr(sys, "argv", ["featx", *map(str, arguments)])
+        for name, stream in zip(("stdout", "stderr", "stdin"), streams, strict=True):
+            patch.setattr(sys, name, stream)
+        with pytest.raises(SystemExit) as ended:
+            main()
+        for stream in streams[:2]:
+            stream.flush()
+    out, err = (raw.getvalue().decode(encoding) for raw in written)
+    assert ended.value.code == 0, err
+    return out, err
 
 
 def test_the_four_commands_run_one_after_another(colour_folder: Folder) -> None:
@@ -482,7 +508,7 @@ def test_cuts_takes_models_of_timm() -> None:
     assert all(cut["is_legal"] and 0 < cut["saved"] <= 1 for cut in told)
 
 
-BENCH = ["--backbone", "squeezenet1_1", "--weights", "random", "--engine", "torch-eager",
+BENCH = ["--backbone", "lenet5", "--weights", "random", "--engine", "torch-eager",
          "--batch-size", "2", "--workers", "1", "--seconds", "0.05", "--device", "cpu"]  # fmt: skip
 
 
@@ -531,7 +557,8 @@ def test_bench_ends_in_the_codes_of_extract(
         assert message in result.stderr, (arguments, result.stderr)
         assert result.stdout == ""
     monkeypatch.setattr("urllib.request.urlopen", no_network)
-    missing = featx_("bench", "birds", *BENCH, "--weights", "default", code=7)
+    published = ("--backbone", "squeezenet1_1", "--weights", "default")
+    missing = featx_("bench", "birds", *BENCH, *published, code=7)
     assert "https://download.pytorch.org" in missing.stderr
     monkeypatch.setattr("featx.passes.run_lanes", interrupted)
     assert featx_("bench", "birds", *BENCH, code=130).stderr.endswith("featx: interrupted\n")
@@ -602,15 +629,20 @@ def test_progress_is_lines_where_there_is_no_terminal(monkeypatch: pytest.Monkey
     assert "s left" in told[0]
 
 
-def test_names_in_any_script_reach_a_terminal_that_cannot_show_them(tmp_path: Path) -> None:
+def test_names_in_any_script_reach_a_terminal_that_cannot_show_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write_cache(tmp_path / "cache" / "a.h5")
     featx_("fit-head")
-    run = subprocess.run(
-        [sys.executable, "-m", "featx", "evaluate"], capture_output=True, check=False,
+    shown, _ = program(monkeypatch, "evaluate", encoding="ascii")
+    assert "accuracy" in shown
+    assert r"\u9ebb\u96c0" in shown
+    run = subprocess.run(  # of a command that starts without PyTorch
+        [sys.executable, "-m", "featx", "info", "cache/a.h5"], capture_output=True, check=False,
         env={**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0", "LC_ALL": "C"},
     )  # fmt: skip
     assert run.returncode == 0, run.stderr
-    assert b"accuracy" in run.stdout
+    assert rb"003.\u9ebb\u96c0" in run.stdout
 
 
 def test_the_version_is_told() -> None:
@@ -633,21 +665,22 @@ def test_no_table_is_printed_of_bad_files_alone(colour_folder: Folder, tmp_path:
     assert "1 image could not be used" in made.stderr
 
 
-def test_predictions_of_files_with_odd_names_are_written(colour_folder: Folder) -> None:
+def test_predictions_of_files_with_odd_names_are_written(
+    colour_folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
     root = colour_folder(per_class=2)
     featx_("extract", *TINY, "--weights", "random", "birds")
     featx_("fit-head", "--C", "1")
     head = f"cache/{NAME}.logistic+C=1.safetensors"
     odd = os.fsencode(root / "red") + b"/caf\xe9,\n.png"
-    Path(os.fsdecode(odd)).write_bytes((root / "red" / "red0.png").read_bytes())
-    listed = [sys.executable, "-m", "featx", "predict", head, "-", "--csv", "new/o.csv", "--json"]
-    run = subprocess.run(
-        listed, input=os.fsencode(root / "red") + b"/red0.png\n", capture_output=True, check=False,
-        env={**os.environ, "PYTHONIOENCODING": "utf-8:strict"},
-    )  # fmt: skip
-    assert run.returncode == 0, run.stderr
+    line = odd.replace(b",\n", b"")
+    for name in (odd, line):
+        Path(os.fsdecode(name)).write_bytes((root / "red" / "red0.png").read_bytes())
+    words = ("predict", head, "-", "--csv", "new/o.csv", "--json")
+    shown, _ = program(monkeypatch, *words, stdin=line + b"\n")
+    assert json.loads(shown)["path"].endswith("red/caf\udce9.png")
     made = featx_("predict", head, "birds", "--csv", "new/odd.csv", "--json")
-    assert len([json.loads(line) for line in made.stdout.splitlines()]) == 7
+    assert len([json.loads(line) for line in made.stdout.splitlines()]) == 8
     with Path("new/odd.csv").open(encoding="utf-8-sig", newline="") as stream:
         rows = list(csv.DictReader(stream))
     assert sum("caf\\udce9,\n.png" in row["path"] for row in rows) == 1
@@ -656,19 +689,18 @@ def test_predictions_of_files_with_odd_names_are_written(colour_folder: Folder) 
     )
 
 
-def test_a_head_without_images_to_choose_on_is_fitted_and_told(tmp_path: Path) -> None:
+def test_a_head_without_images_to_choose_on_is_fitted_and_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write_cache(tmp_path / "cache" / "a.h5", n=6)
-    run = subprocess.run(
-        [sys.executable, "-m", "featx", "fit-head", "--head", "linear", "--epochs", "2",
-         "--curves", "c.png"], capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert run.returncode == 0, run.stderr
-    assert "epoch 2" in run.stdout
-    warned = [line for line in run.stderr.splitlines() if line.startswith("warning: ")]
+    words = ("fit-head", "--head", "linear", "--epochs", "2", "--curves", "c.png")
+    shown, told = program(monkeypatch, *words)
+    assert "epoch 2" in shown
+    warned = [line for line in told.splitlines() if line.startswith("warning: ")]
     assert len(warned) == 1
     assert warned[0].startswith("warning: no rows could be set aside to choose the epoch (")
-    assert "UserWarning" not in run.stderr
-    assert ".py" not in run.stderr
+    assert "UserWarning" not in told
+    assert ".py" not in told
     assert (tmp_path / "c.png").is_file()
 
 

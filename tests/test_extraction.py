@@ -36,6 +36,8 @@ from featx.extraction import Listener, run_extraction
 from featx.images import list_images
 from featx.specs import ExtractOptions, ExtractRules
 
+pytestmark = pytest.mark.usefixtures("kept_decoders")
+
 Folder = Callable[..., Path]
 
 
