@@ -20,10 +20,12 @@ import numpy as np
 import pytest
 from misbehaving import PLAIN, SIZE, Misbehaving
 from PIL import Image
+from typer.testing import CliRunner
 
 import featx
 import featx.child
 import featx.isolation
+from featx.cli import app
 from featx.errors import FeatxError, ImageError
 from featx.extractor import FeatureExtractor
 from featx.forward import run
@@ -670,7 +672,8 @@ def test_what_is_no_text_in_the_search_path_is_passed_over(
 
 
 def test_paths_given_to_the_transformer_are_decoded_apart_too(file: File) -> None:
-    extractor = FeatureExtractor("squeezenet1_1", weights="random", batch_size=1).fit()
+    small = {"engine": "torch-eager", "preprocessing": {"resize": 64, "crop": 64}}
+    extractor = FeatureExtractor("squeezenet1_1", weights="random", batch_size=1, **small).fit()
     transform = extractor._built.backbone.transform
     extractor._built = replace(extractor._built, loader=Misbehaving(transform))
     pixels = np.zeros((40, 40, 3), np.uint8)
@@ -679,7 +682,9 @@ def test_paths_given_to_the_transformer_are_decoded_apart_too(file: File) -> Non
     assert extractor.transform([pixels, file("touch " + os.devnull)]).shape == (2, 512)
 
 
-def test_the_command_line_records_a_file_that_crashes_its_decoder(tmp_path: Path) -> None:
+def test_the_command_line_records_a_file_that_crashes_its_decoder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     images = tmp_path / "images"
     for i in range(6):
         (images / "ab"[i % 2]).mkdir(parents=True, exist_ok=True)
@@ -697,16 +702,11 @@ def test_the_command_line_records_a_file_that_crashes_its_decoder(tmp_path: Path
             PngImagePlugin.PngImageFile.load = load
         """)
     )
-    command = ["-m", "featx", "extract", str(images), "--backbone", "squeezenet1_1"]
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    command = ["extract", str(images), "--backbone", "squeezenet1_1", "--engine", "torch-eager"]
     command += ["--weights", "random", "--out", str(tmp_path / "a.h5"), "--max-failed", "0.5"]
-    result = subprocess.run(
-        [sys.executable, *command],
-        env={**os.environ, "PYTHONPATH": str(tmp_path)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert result.returncode == 3, result.stderr
+    result = CliRunner().invoke(app, [*command, "--resize", "64", "--crop", "64"])
+    assert result.exit_code == 3, result.output
     assert "crashed the decoder (signal 11, SIGSEGV)" in result.stderr
     features = featx.load(tmp_path / "a.h5")
     assert [(one.path, one.status) for one in features.failed] == [("a/4.png", 5)]
