@@ -63,18 +63,20 @@ def in_this_process(request: Request) -> Run:
 
 
 def test_featx_the_script_and_the_loop_agree_on_drawn_photographs(
-    photographs: Path, tmp_path: Path
+    photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from benchmarks.measurement import measure
+    from benchmarks import measurement
     from benchmarks.networks import write_weights
     from benchmarks.peers import Request
 
+    monkeypatch.setattr(measurement, "_GEMM_S", 0.0)
+    monkeypatch.setattr("featx.limits._SIDE", {"cpu": 8})
     weights = tmp_path / "weights.pth"
     write_weights(NETWORK, weights)
     request = Request(
         "featx", NETWORK, str(weights), str(photographs), str(tmp_path / "out"), batch_size=4
     )
-    result = measure(request, ["script", "loop"], repeats=1, runner=in_this_process)
+    result = measurement.measure(request, ["script", "loop"], repeats=1, runner=in_this_process)
     assert result.ok, [str(comparison) for comparison in result.comparisons]
     assert set(result.turns) == {"featx", "script", "loop"}
     assert result.turns["featx"][0].features.shape == (5, 1024)

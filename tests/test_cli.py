@@ -513,8 +513,9 @@ BENCH = ["--backbone", "lenet5", "--weights", "random", "--engine", "torch-eager
 
 
 def test_bench_names_the_bottleneck_and_leaves_nothing(
-    colour_folder: Folder, tmp_path: Path
+    colour_folder: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("featx.limits._SIDE", {"cpu": 8})
     root = colour_folder(per_class=2)
     made = featx_("bench", "birds", *BENCH)
     lines = made.stdout.splitlines()
@@ -546,6 +547,7 @@ def test_bench_ends_in_the_codes_of_extract(
         raise OSError("Name or service not known")
 
     colour_folder(per_class=2)
+    monkeypatch.setattr("featx.limits._SIDE", {"cpu": 8})
     for arguments, message in (
         (["nowhere"], "nowhere"),
         (["birds", "--seconds", "0"], "seconds must be a number above 0"),
