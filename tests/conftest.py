@@ -47,6 +47,14 @@ def kept_decoders(_decoders: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(IsolatedLoader, "close", kept_decoders.close_and_keep)
 
 
+@pytest.fixture
+def few_to_choose_from(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A logistic head chooses its C from two values, for tests that are not about the grid."""
+    from featx.heads import logistic
+
+    monkeypatch.setitem(logistic._GRIDS, "default", (1e-2, 1.0))
+
+
 @pytest.fixture(scope="session")
 def real_data() -> Path:
     """The folder with ``data/`` and ``weights/`` of real photographs; skips where it is not."""

@@ -25,6 +25,8 @@ from featx.heads import LogisticHead
 from featx.heads.making import fit_on
 from featx.splits import cross_validation_folds
 
+pytestmark = pytest.mark.usefixtures("few_to_choose_from")
+
 FAST: dict[str, Any] = {"repeats": 2, "cv": 3, "device": "cpu"}
 
 

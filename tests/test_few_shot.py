@@ -20,6 +20,8 @@ from featx.fitting import fit_head
 from featx.heads import HEADS, LogisticHead
 from featx.heads.making import fit_on
 
+pytestmark = pytest.mark.usefixtures("few_to_choose_from")
+
 
 def run(*arguments: str | Path) -> tuple[int, str, str]:
     result = CliRunner().invoke(app, list(map(str, arguments)))

@@ -25,6 +25,8 @@ from featx.heads import load_head, save_head
 from featx.leaks import count_parted
 from featx.report.tables import write_evaluation
 
+pytestmark = pytest.mark.usefixtures("few_to_choose_from")
+
 SPLIT = np.where(np.arange(60) % 5 == 0, 3, 1).astype(np.uint8)  # 0, 5, 10, … are tested
 
 
