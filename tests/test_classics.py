@@ -26,6 +26,8 @@ from featx.heads import TailHead
 from featx.pipeline import build_pipeline
 from featx.specs import ExtractOptions
 
+pytestmark = pytest.mark.usefixtures("kept_decoders")
+
 N_FEATURES = {"lenet5": 84, "cifarnet": 84, "densenet_small": 248}
 
 

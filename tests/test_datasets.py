@@ -35,6 +35,8 @@ from featx.engines.eager import EagerEngine
 from featx.errors import ImageError, InputError
 from featx.images import ImageTable, expand_inputs, list_images
 
+pytestmark = pytest.mark.usefixtures("kept_decoders")
+
 
 @pytest.fixture
 def computed(monkeypatch: pytest.MonkeyPatch) -> list[int]:

@@ -20,6 +20,8 @@ from featx.errors import CacheError, SpecMismatchError
 from featx.extraction import Listener, run_extraction
 from featx.specs import ExtractOptions
 
+pytestmark = pytest.mark.usefixtures("kept_decoders")
+
 Folder = Callable[..., Path]
 TINY: dict[str, Any] = {
     "backbone": "squeezenet1_1", "device": "cpu", "batch_size": 4,

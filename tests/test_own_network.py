@@ -25,6 +25,8 @@ from featx.own_network import is_own
 from featx.prediction import predict
 from featx.whole_network import _maker
 
+pytestmark = pytest.mark.usefixtures("kept_decoders")
+
 Folder = Callable[..., Path]
 EAGER = {"engine": "torch-eager", "weights": "random"}
 SMALL = {"resize": 12, "crop": 12}

@@ -34,6 +34,8 @@ from featx.repairing import repair
 from featx.specs import ExtractOptions
 from featx.transforms import Transform
 
+pytestmark = pytest.mark.usefixtures("kept_decoders")
+
 Folder = Callable[..., Path]
 
 PIXELS: dict[str, Any] = {

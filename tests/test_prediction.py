@@ -21,6 +21,8 @@ from featx.specs import ExtractOptions
 from featx.temperature import at_temperature
 from featx.weight_files import sha256_file
 
+pytestmark = pytest.mark.usefixtures("kept_decoders")
+
 Folder = Callable[..., Path]
 
 

@@ -16,6 +16,8 @@ from featx.engines.eager import EagerEngine
 from featx.errors import CacheError, InputError, StoppedError
 from featx.extraction import Listener
 
+pytestmark = pytest.mark.usefixtures("kept_decoders")
+
 Folder = Callable[..., Path]
 
 

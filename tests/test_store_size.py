@@ -31,6 +31,8 @@ from featx.specs import ExtractOptions
 from featx.target import rows_of
 from featx.transforms import Transform
 
+pytestmark = pytest.mark.usefixtures("kept_decoders")
+
 WHOLE: dict[str, Any] = {
     **TINY,
     "cut": "input",

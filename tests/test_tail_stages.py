@@ -26,6 +26,8 @@ from featx.heads import TailHead, load_head, save_head
 from featx.heads.contents import canonical, digest_of
 from featx.prediction import predict
 
+pytestmark = pytest.mark.usefixtures("kept_decoders")
+
 QUICK: dict[str, Any] = {"head": "tail", "epochs": 2, "device": "cpu"}
 
 
