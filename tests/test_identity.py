@@ -24,12 +24,12 @@ pytestmark = pytest.mark.usefixtures("kept_decoders")
 
 Folder = Callable[..., Path]
 TINY: dict[str, Any] = {
-    "backbone": "squeezenet1_1", "device": "cpu", "batch_size": 4,
+    "backbone": "squeezenet1_1", "device": "cpu", "engine": "torch-eager", "batch_size": 4,
     "transform": {"resize": 64, "crop": 64},
 }  # fmt: skip
 ARGUMENTS = [
-    "--backbone", "squeezenet1_1", "--device", "cpu", "--batch-size", "4",
-    "--resize", "64", "--crop", "64",
+    "--backbone", "squeezenet1_1", "--device", "cpu", "--engine", "torch-eager",
+    "--batch-size", "4", "--resize", "64", "--crop", "64",
 ]  # fmt: skip
 
 

@@ -135,7 +135,9 @@ def test_weights_are_found_where_they_lay_and_else_asked_for(
     root, weights = colour_folder(per_class=3), tmp_path / "mine.pth"
     network = load_backbone("squeezenet1_1", weights="random", seed=9).network
     torch.save(network.state_dict(), weights)
-    options: dict[str, Any] = {"backbone": "squeezenet1_1", "device": "cpu", "batch_size": 4}
+    options: dict[str, Any] = {
+        "backbone": "squeezenet1_1", "device": "cpu", "engine": "torch-eager", "batch_size": 4,
+    }  # fmt: skip
     features = featx.extract(
         root, weights=str(weights), cache_dir=tmp_path / "c", transform={"resize": 64, "crop": 64},
         **options,
