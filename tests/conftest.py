@@ -33,7 +33,7 @@ def _decoders() -> Iterator[None]:
     yield
     import kept_decoders
 
-    kept_decoders.end_all()
+    kept_decoders.end_all_but(0)
 
 
 @pytest.fixture

@@ -5,31 +5,31 @@ To start one takes longer than the rest of a small extraction.
 
 from __future__ import annotations
 
+import threading
 import time
 
 from featx.child import Child
 from featx.isolation import IsolatedLoader
 from featx.loading import Loader
 
+_MOST = 4  # each takes some 40 MB
 _START_S = 0.5  # what a start is said to have taken: a small run is over before another begins
 
 _new, _close = IsolatedLoader._new, IsolatedLoader.close
-_kept: dict[tuple[object, float], list[Child]] = {}
+_kept: list[tuple[object, Child]] = []  # what each loads with; the newest last
+_lock = threading.Lock()
 
 
 def new_or_kept(self: IsolatedLoader) -> Child | None:
     """In place of `_new`: a process that an earlier run has left for this loader, or a new one."""
-    kept = _kept.get((self._loader, self._timeout_s), [])
-    while kept:
-        child = kept.pop()
-        if child.is_alive:
-            with self._changed:
-                self._all.add(child)
-                self._has_started, self._start_s = True, _START_S
-                self._grow_at = time.monotonic() + _START_S
-            return child
-        child.end()
-    return _new(self)
+    child = _take((self._loader, self._timeout_s))
+    if child is None:
+        return _new(self)
+    with self._changed:
+        self._all.add(child)
+        self._has_started, self._start_s = True, _START_S
+        self._grow_at = time.monotonic() + _START_S
+    return child
 
 
 def close_and_keep(self: IsolatedLoader) -> None:
@@ -39,13 +39,25 @@ def close_and_keep(self: IsolatedLoader) -> None:
             idle, self._idle = self._idle, []
             self._all -= set(idle)
             self._n -= len(idle)
-        _kept.setdefault((self._loader, self._timeout_s), []).extend(idle)
+        with _lock:
+            _kept.extend(((self._loader, self._timeout_s), child) for child in idle)
     _close(self)
+    end_all_but(_MOST)
 
 
-def end_all() -> None:
-    """End the processes that are kept."""
-    for kept in _kept.values():
-        for child in kept:
-            child.end()
-    _kept.clear()
+def end_all_but(most: int) -> None:
+    """End the processes that have been kept for longest."""
+    with _lock:
+        while len(_kept) > most:
+            _kept.pop(0)[1].end()
+
+
+def _take(key: object) -> Child | None:
+    with _lock:
+        for entry in reversed(_kept):
+            if entry[0] == key:
+                _kept.remove(entry)
+                if entry[1].is_alive:
+                    return entry[1]
+                entry[1].end()
+    return None
