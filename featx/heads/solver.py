@@ -395,7 +395,9 @@ class Problem:
             _to_residual(p, self.y[part], self.share[part])
             residual[..., part] = p
             sums.addmm_(p[0], Z)
-        squares = (sums + W / (C * self.total_weight)).square().sum()
+        strength = C * self.total_weight  # class by class: (k, d) may be as large as many rows
+        classes = zip(sums, W, strict=True)
+        squares = torch.stack([(s + w / strength).square().sum() for s, w in classes]).sum()
         if self.intercept:
             squares += residual.sum(dim=-1).square().sum()
         return Anchor(float(squares.sqrt()), logits, residual, sums), W, b

@@ -14,7 +14,7 @@ from featx.heads.base import FloatArray, IntArray, standardised_blocks, standard
 
 _HELD_BYTES: Final = 2 << 30  # a working copy up to this size is held, else X is read each time
 _HELD_SHARE: Final = 0.5  # of a GPU's free memory, instead
-_COLUMN_BYTES: Final = 128 << 20  # of columns standardised at once
+_COLUMN_BYTES: Final = 64 << 20  # of columns standardised at once
 # Of a product with some rows, on the CPU: memory anew, as of a larger one, costs more than the
 # product itself.
 _PRODUCT_BYTES: Final = 1 << 20
