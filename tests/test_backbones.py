@@ -6,6 +6,8 @@ import dataclasses
 import os
 import re
 import shutil
+import subprocess
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -272,15 +274,19 @@ def test_weights_that_are_neither_an_entry_nor_a_file_are_refused(given, kind, w
         load_backbone("resnet50", weights=given)
 
 
-def test_random_weights_are_those_of_their_seed_and_leave_the_global_generator_alone():
+def test_random_weights_are_the_same_in_any_process_and_leave_the_global_generator_alone():
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
     backbone = load_backbone("squeezenet1_1", weights="random", seed=7)
     assert torch.equal(torch.rand(3), expected)
+    code = (
+        "from featx.backbones import load_backbone;"
+        "print(load_backbone('squeezenet1_1', weights='random', seed=7).weights_sha256)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == backbone.weights_sha256
     assert backbone.weights_sha256 == weights.state_dict_sha256(backbone.network.state_dict())
-    again = load_backbone("squeezenet1_1", weights="random", seed=7)  # other tests: in any process
-    assert again.weights_sha256 == backbone.weights_sha256
     other = load_backbone("squeezenet1_1", weights="random", seed=8)
     assert other.weights_sha256 != backbone.weights_sha256
 

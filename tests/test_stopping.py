@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import re
 import signal
@@ -12,17 +11,13 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
-from typer.testing import CliRunner
 
 import featx
 from featx.cache import open_cache, partial_path
-from featx.cli import app
 from featx.cli.stopping import stop_on_signals
 
 Folder = Callable[..., Path]
-Run = Callable[[list[str], signal.Signals], tuple[int | None, str]]
 # One image a batch, each announced, so that a signal can be sent while many are left.
 SLOW = """
 import signal, sys, time
@@ -79,68 +74,30 @@ def test_outside_the_main_thread_signals_belong_to_somebody_else() -> None:
     assert seen == [False]
 
 
-def in_a_program(words: list[str], number: signal.Signals) -> tuple[int | None, str]:
-    """The exit code and what is said where a signal comes from outside."""
+@pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_command_keeps_what_is_done_and_goes_on(
+    colour_folder: Folder, tmp_path: Path, number: signal.Signals
+) -> None:
+    root, out = colour_folder(per_class=20), tmp_path / "birds.h5"
+    command = [
+        sys.executable, "-c", SLOW, "extract", str(root), "--out", str(out), "--batch-size", "1",
+        "--engine", "torch-eager",
+        "--backbone", "squeezenet1_1", "--weights", "random", "--resize", "64", "--crop", "64",
+    ]  # fmt: skip
     with subprocess.Popen(
-        [sys.executable, "-c", SLOW, *words],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as run:
         assert run.stdout is not None
         for _ in range(3):
             assert run.stdout.readline() == "batch\n"
         run.send_signal(number)
         _, told = run.communicate(timeout=120)
-    return run.returncode, told
-
-
-def in_this_process(words: list[str], number: signal.Signals) -> tuple[int | None, str]:
-    """The exit code and what is said where a signal comes with the third batch."""
-    from featx.engines.eager import EagerEngine
-
-    batches = itertools.count(1)
-    forward = EagerEngine.__call__
-
-    def signalled(self: EagerEngine, pixels: np.ndarray) -> np.ndarray:
-        if next(batches) == 3:
-            os.kill(os.getpid(), number)
-        return forward(self, pixels)
-
-    def unheard(*_: object) -> None:
-        raise AssertionError("nobody hears the signal")
-
-    before = signal.signal(number, unheard)
-    try:
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(EagerEngine, "__call__", signalled)
-            ended = CliRunner().invoke(app, words)
-    finally:
-        signal.signal(number, before)
-    return ended.exit_code, ended.stderr
-
-
-@pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
-@pytest.mark.parametrize(
-    ("run", "number"), [(in_a_program, signal.SIGINT), (in_this_process, signal.SIGTERM)]
-)
-def test_a_stopped_command_keeps_what_is_done_and_goes_on(
-    colour_folder: Folder, tmp_path: Path, run: Run, number: signal.Signals
-) -> None:
-    root, out = colour_folder(per_class=20), tmp_path / "birds.h5"
-    code, told = run(
-        [
-            "extract", str(root), "--out", str(out), "--batch-size", "1", "--engine", "torch-eager",
-            "--backbone", "squeezenet1_1", "--weights", "random", "--resize", "64", "--crop", "64",
-        ],
-        number,
-    )  # fmt: skip
-    assert code == 130, told
+    assert run.returncode == 130, told
     assert "finishing the batch in hand" in told
     said = re.search(r"stopped as asked: (\d+) of 60 images are done and kept in", told)
     assert said, told
-    left = open_cache(partial_path(out), partial=True)
-    done = int((left.map("status") == 1).sum())
+    done = int((open_cache(partial_path(out), partial=True).map("status") == 1).sum())
     assert 3 <= done == int(said[1]) < 60
     assert "Traceback" not in told
     made = featx.extract(
@@ -153,4 +110,3 @@ def test_a_stopped_command_keeps_what_is_done_and_goes_on(
         transform={"resize": 64, "crop": 64},
     )
     assert len(made) == 60
-    assert made.spec["weights_sha256"] == left.spec["weights_sha256"]  # of any process
