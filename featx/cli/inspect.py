@@ -265,11 +265,11 @@ def cuts(
         if (cut.is_legal or not legal_only) and (not patterns or any(map(cut.matches, patterns)))
     ]
     if not rows:
-        crossed = [cut for cut in found if any(map(cut.matches, patterns or ()))]
+        crossed = next((cut for cut in found if any(map(cut.matches, patterns or ()))), None)
         where = ""
-        if crossed:
-            by = ", ".join(crossed[0].crossing)
-            where = f" that nothing else crosses (at {crossed[0].name} {by} does; --all shows them)"
+        if crossed is not None:
+            by = ", ".join(crossed.crossing)
+            where = f" that nothing else crosses (at {crossed.name} {by} does; --all shows them)"
         raise InputError(
             f"{backbone} has no cut {' or '.join(patterns or ())}{where}; "
             f"`featx cuts {backbone}` lists all"

@@ -127,9 +127,8 @@ def _export_network(
         tell("nothing to do: the files are there already, with this very content")
     folded = ["standardisation"] if done.standardised else []
     folded += [f"the temperature {done.temperature:.3g}"] if done.temperature else []
-    last = f"its last layer ({done.layer})"
-    what = f"the head is {last}" if done.standardised else f"the head ends in {last}"
-    tell(f"{what}{', ' if folded else ''}{' and '.join(folded)}{' folded in' if folded else ''}")
+    also = f", {' and '.join(folded)} folded in" if folded else ""
+    tell(f"the head {'is' if done.standardised else 'ends in'} its last layer ({done.layer}){also}")
     tell(f"images: {done.transform}; classes: {done.class_indices}")
     tell(f"network = {done.make}")
     tell(f"network.load_state_dict(torch.load({str(done.path)!r}, weights_only=True))")
