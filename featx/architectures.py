@@ -6,7 +6,6 @@ is here, so that a file given by path can be treated as the same file given by n
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from torchvision import models
 
 from featx.classics import CLASSICS, FAMILY
 from featx.errors import InputError
+from featx.spelling import did_you_mean
 
 # Networks with auxiliary classifiers, which torchvision's loaders build, load and drop
 # (torchvision/models/googlenet.py, inception.py), each with the attributes to drop.
@@ -71,9 +71,7 @@ def check_name(name: str) -> None:
     names = (*architecture_names(), *CLASSICS)
     if name in names:
         return
-    folded = name.lower().replace("-", "_")
-    near = difflib.get_close_matches(folded, names, n=3, cutoff=0.5)
-    hint = f"; did you mean {' or '.join(near)}?" if near else "."
+    hint = did_you_mean(name.lower().replace("-", "_"), names)
     raise InputError(
         f"unknown backbone {name!r}{hint} `featx backbones` lists them; "
         "a timm model is named timm:NAME, a network of your own package.module:factory"

@@ -205,7 +205,8 @@ def _confident_learning() -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
     except ImportError as error:
         raise MissingExtraError(
             "wrong labels are looked for with the package cleanlab; install it with: "
-            "pip install 'featx[audit]', or leave them out with --no-labels (labels=False)"
+            "pip install 'featx[audit]', or leave them out with --no-labels (in Python: "
+            "labels=False)"
         ) from error
 
     def ranked(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:

@@ -84,7 +84,8 @@ def convert_weights(
     state = read_state_dict(weights)
     dropped = _matching(state, drop_keys)
     new, renamed = _renamed({k: t for k, t in state.items() if k not in dropped}, rename_keys)
-    notes = _tried(new, backbone, f"{os.fspath(weights)}, so changed,")
+    source = os.fspath(weights) + (", so changed," if dropped or renamed else "")
+    notes = _tried(new, backbone, source)
     written = write_whole(path, lambda stream: torch.save(new, stream), force=force)
     return ConvertedWeights(path, len(new), dropped, renamed, notes, written)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
 from functools import cached_property
 
@@ -10,6 +9,7 @@ from torch import fx, nn
 
 from featx.axes import Layout, follow_axes
 from featx.errors import InputError
+from featx.spelling import did_you_mean
 from featx.tracing import TRACE_ERRORS, facts, is_assertion, is_in_place, operator_name, trace
 
 ALIASES = ("input", "penultimate", "logits")
@@ -236,9 +236,7 @@ class CutGraph:
         known = by_path | self.modules
         if cut in known:
             return known[cut]
-        near = difflib.get_close_matches(cut, sorted({*known, *ALIASES}), n=3, cutoff=0.5)
-        hint = f"; did you mean {' or '.join(near)}?" if near else "."
-        raise InputError(f"unknown cut {cut!r}{hint} {SEE_CUTS}")
+        raise InputError(f"unknown cut {cut!r}{did_you_mean(cut, {*known, *ALIASES})} {SEE_CUTS}")
 
     def _penultimate(self) -> fx.Node | None:
         """What enters the last Linear or Conv2d, if only an activation or pool follows it."""

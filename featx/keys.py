@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 
 import torch
@@ -131,13 +131,19 @@ def load_into(
     missing = [key for key in wanted if key not in state]
     unexpected = [key for key in state if key not in wanted]
     reshaped = [k for k in wanted if k in state and wanted[k].shape != state[k].shape]
-    may_miss = [k for k in missing if k.startswith(heads) or k.endswith("num_batches_tracked")]
-    bad_missing = [k for k in missing if k not in may_miss and not is_classifier(k)]
+    needed = [
+        key
+        for key in wanted
+        if not (key.startswith(heads) or key.endswith("num_batches_tracked") or is_classifier(key))
+    ]
+    bad_missing = [key for key in needed if key not in state]
     bad_unexpected = [k for k in unexpected if not is_classifier(k) and not k.startswith(heads)]
     bad_shapes = [k for k in reshaped if not is_classifier(k) and not k.startswith(heads)]
     if bad_missing or bad_unexpected or bad_shapes:
         raise WeightsError(
-            _refusal(source, wanted, state, bad_missing, bad_unexpected, bad_shapes, looks_like)
+            f"{source} is a file of another network: "
+            + _refusal(wanted, state, needed, bad_missing, bad_unexpected, bad_shapes)
+            + _hint(bad_missing, bad_unexpected, looks_like)
         )
 
     # A classifier is dropped whole: a bias that happens to fit is not another matrix's bias.
@@ -203,17 +209,16 @@ def _dropped(
 
 
 def _refusal(
-    source: str,
     wanted: Mapping[str, torch.Tensor],
     state: Mapping[str, torch.Tensor],
+    needed: list[str],
     missing: list[str],
     unexpected: list[str],
     reshaped: list[str],
-    looks_like: str | None,
 ) -> str:
     parts = []
     if missing:
-        parts.append(f"{len(missing)} of {len(wanted)} keys are missing ({_some(missing)})")
+        parts.append(f"{len(missing)} of {len(needed)} keys are missing ({_some(missing)})")
     if unexpected:
         parts.append(f"{len(unexpected)} are not the network's ({_some(unexpected)})")
     if reshaped:
@@ -222,8 +227,27 @@ def _refusal(
             f"{len(reshaped)} have another shape ({key} is {tuple(state[key].shape)} in the file "
             f"and {tuple(wanted[key].shape)} in the network)"
         )
-    hint = f"; it looks like {looks_like}: give --backbone {looks_like}" if looks_like else ""
-    return f"{source} is a file of another network: {'; '.join(parts)}{hint}"
+    return "; ".join(parts)
+
+
+def _hint(missing: list[str], unexpected: list[str], looks_like: str | None) -> str:
+    """What may help: another backbone, or another beginning of the keys."""
+    if looks_like:
+        return f"; it looks like {looks_like}: give --backbone {looks_like}"
+    sought = set(missing)
+    fronts = Counter(
+        key[: dot.end()]
+        for key in unexpected
+        for dot in re.finditer(r"\.", key)
+        if key[dot.end() :] in sought
+    )
+    for front, n in fronts.most_common(1):
+        if 2 * n > len(missing):
+            return (
+                f"; {n} keys have {front!r} in front of the network's own: featx convert-weights "
+                f"--rename-keys {front}= takes it off"
+            )
+    return ""
 
 
 def _some(keys: list[str]) -> str:

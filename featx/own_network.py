@@ -5,7 +5,6 @@ Its module is imported only where the user has typed that name, never because a 
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import importlib
 import inspect
@@ -13,11 +12,12 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
 from featx.errors import HeadError, InputError
+from featx.spelling import nearest
 
 if TYPE_CHECKING:
     from torch import nn
@@ -110,13 +110,19 @@ def build(name: str, num_classes: int | None = None) -> nn.Module:
     with _current_folder_first():
         factory = _factory(name)
         arguments = {} if num_classes is None else {"num_classes": num_classes}
+        if needed := _arguments_it_needs(factory, arguments):
+            raise InputError(
+                f"--backbone {name}: the factory is called without arguments, but needs "
+                f"{', '.join(needed)}: name a function that gives them"
+            )
         try:
             network = factory(**arguments)
         except Exception as error:
             raise InputError(f"--backbone {name}: the factory failed: {_words(error)}") from error
     if not isinstance(network, torch.nn.Module):
         raise InputError(
-            f"--backbone {name}: the factory gave a {type(network).__name__}, not a torch.nn.Module"
+            f"--backbone {name}: the factory gave something of type {type(network).__name__}, "
+            "not a torch.nn.Module"
         )
     if any(map(torch.nn.parameter.is_lazy, (*network.parameters(), *network.buffers()))):
         raise InputError(
@@ -134,11 +140,25 @@ def build(name: str, num_classes: int | None = None) -> nn.Module:
 def takes_classes(name: str) -> bool:
     """Whether the factory has a parameter ``num_classes``; its module is imported."""
     with _current_folder_first():
-        factory = _factory(name)
+        return "num_classes" in _parameters(_factory(name))
+
+
+def _arguments_it_needs(factory: Callable[..., Any], given: Container[str]) -> list[str]:
+    """Names of the parameters without a default that are not given."""
+    return [
+        parameter.name
+        for parameter in _parameters(factory).values()
+        if parameter.default is parameter.empty
+        and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+        and parameter.name not in given
+    ]
+
+
+def _parameters(factory: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
     try:
-        return "num_classes" in inspect.signature(factory).parameters
+        return inspect.signature(factory).parameters
     except (TypeError, ValueError):  # made in C
-        return False
+        return {}
 
 
 def code_sha256(network: nn.Module, *, constants: bool = True) -> str:
@@ -195,7 +215,7 @@ def _factory(name: str) -> Callable[..., Any]:
     if callable(found):
         return found
     callables = [key for key, value in vars(module).items() if callable(value) and key[0] != "_"]
-    near = difflib.get_close_matches(attribute, callables, n=3, cutoff=0.5) or callables[:3]
+    near = nearest(attribute, callables) or callables[:3]
     hint = f"; there are {', '.join(near)}" if near else ""
     raise InputError(
         f"--backbone {name}: module {module_name} has no function or class {attribute!r}{hint}"

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from typing import Any
 
 from torch import nn
 
 from featx.errors import InputError, MissingExtraError, WeightsError
+from featx.spelling import did_you_mean
 
 _INTERPOLATIONS = {"bilinear", "bicubic", "nearest"}
 
@@ -36,8 +36,7 @@ def build(name: str, *, pretrained: bool, num_classes: int | None = None) -> nn.
     """
     timm = _timm()
     if not timm.is_model(name):
-        near = difflib.get_close_matches(name, timm.list_models(), n=3, cutoff=0.5)
-        hint = f"; did you mean {' or '.join(near)}?" if near else "."
+        hint = did_you_mean(name, timm.list_models())
         raise InputError(f"unknown timm model {name!r}{hint} timm.list_models() lists them")
     try:
         options = {} if num_classes is None else {"num_classes": num_classes}

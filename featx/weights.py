@@ -320,10 +320,11 @@ def _load_pickle(file: Path) -> Any:
                 f"{file} is a plain Python pickle, not written by torch.save; featx does not run "
                 f"code from files: {_EXPECTED}"
             ) from error
-        what = "truncated or damaged" if start == b"PK" else "not a weights file"
+        what = "not a weights file"
+        if start in (b"PK", b"\x80\x02"):  # the beginning of what torch.save writes, and wrote
+            what = f"truncated or damaged ({_first_line(error)})"
         raise WeightsError(
-            f"{file} is {what} ({_first_line(error)}); {_EXPECTED}; if it was downloaded, "
-            "get it again"
+            f"{file} is {what}; {_EXPECTED}; if it was downloaded, get it again"
         ) from error
 
 
@@ -348,7 +349,8 @@ def _unwrap(content: Any, file: Path) -> Mapping[str, torch.Tensor]:
             )
         content = content[key]
         trail = f" under {key!r}"
-    raise WeightsError(f"{file} holds a {type(content).__name__}{trail}; {_EXPECTED}")
+    kind = type(content).__name__
+    raise WeightsError(f"{file} holds something of type {kind}{trail}; {_EXPECTED}")
 
 
 def _strip_prefixes(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

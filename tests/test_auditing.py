@@ -245,6 +245,11 @@ def test_the_command_prints_writes_and_draws(
     text = run(*only, "--out", tmp_path / "out", "--show", tmp_path / "grid.png")
     assert "1 pairs of duplicates with different labels" in text
     assert "blue/copy.png" in text
+    assert "the first" not in text
+    found = featx.audit(cache, labels=False, duplicate_threshold=0.9)
+    assert len(found.duplicates) > 1
+    more = run(cache, "--no-labels", "--duplicate-threshold", 0.9, "-n", 1)
+    assert "(similarity 0.9); the first 1, all by --out or -n" in " ".join(more.split())
     assert (tmp_path / "grid.png").stat().st_size > 1000
     with (tmp_path / "out" / "duplicates.csv").open(encoding="utf-8-sig", newline="") as stream:
         rows = list(csv.DictReader(stream))

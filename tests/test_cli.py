@@ -367,9 +367,9 @@ def test_the_grid_of_c_is_a_name_or_numbers(
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("all", "cs must be 'default', 'dinov2' or a sequence of numbers above 0, got 'all'"),
+        ("all", "cs must be default, dinov2 or several numbers above 0, got 'all'"),
         ("1;2", "--cs takes numbers separated by commas, got '1;2'"),
-        ("-1,2", "a sequence of numbers above 0, got (-1.0, 2.0)"),
+        ("-1,2", "several numbers above 0, got (-1.0, 2.0)"),
     ],
 )
 def test_a_grid_of_c_that_is_none_is_told(tmp_path: Path, text: str, message: str) -> None:
@@ -496,8 +496,10 @@ def test_cuts_lists_where_a_network_can_be_cut() -> None:
     inside = featx_("cuts", "squeezenet1_1", "features.3.expand1x1", "--all").stdout
     assert inside.rstrip().endswith("crossed by features.3.squeeze_activation")
     refused = featx_("cuts", "squeezenet1_1", "features.3.expand*", code=2)
-    assert "no cut features.3.expand* that nothing else crosses (at features.3." in refused.output
-    assert "features.3.squeeze_activation does; --all shows them)" in refused.output
+    assert "no cut features.3.expand* that nothing else crosses: at features.3." in refused.output
+    assert "features.3.squeeze_activation does; --all shows them" in refused.output
+    refused = featx_("cuts", "squeezenet1_1", "penultimat", code=2)
+    assert "no cut penultimat; did you mean penultimate? `featx cuts squeeze" in refused.output
 
 
 def test_cuts_takes_models_of_timm() -> None:

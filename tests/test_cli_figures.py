@@ -64,7 +64,7 @@ def test_figures_are_there_although_they_cannot_be_written(
         ("fit-head --C 1 --cs dinov2", "--C gives the one value"),
         ("fit-head --C 1 --cv 3", "--C gives the one value"),
         ("fit-head --head mlp --hidden 12.7,3", "--hidden takes whole numbers"),
-        ("fit-head --n-seeds 3", "has no parameter n_seeds, nor such an option"),
+        ("fit-head --n-seeds 3", "has no parameter n_seeds (of mlp), nor such an option"),
         ("fit-head --head mlp --hidden inf", "--hidden takes whole numbers"),
         ("fit-head --like cache/a.logistic.safetensors --head logistic", "leave the others away"),
         ("fit-head --like cache/a.logistic.safetensors --curves x.png", "not logistic"),

@@ -106,7 +106,7 @@ def test_auxiliary_heads_and_batch_counts_may_be_missing():
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda s: s.pop("bn.running_mean"), r"1 of 11 keys are missing \(bn.running_mean\)"),
+        (lambda s: s.pop("bn.running_mean"), r"1 of 6 keys are missing \(bn.running_mean\)"),
         (lambda s: s.update({"more.weight": torch.ones(1)}), r"1 are not .* \(more\.weight\)"),
         (
             lambda s: s.update({"conv.weight": torch.ones(4, 3, 5, 5)}),
@@ -127,6 +127,17 @@ def test_anything_else_that_differs_is_another_network_and_nothing_is_loaded(cha
 def test_the_refusal_names_what_the_file_looks_like():
     with pytest.raises(WeightsError, match="it looks like resnet18: give --backbone resnet18"):
         load_into(Small(), {}, classifier="classifier.1", source="a", looks_like="resnet18")
+
+
+def test_the_refusal_names_what_most_keys_have_in_front():
+    state = {f"net.encoder.{key}": tensor for key, tensor in Small().state_dict().items()}
+    with pytest.raises(WeightsError, match=r"; 6 keys have 'net.encoder.' in front .* --rename-key"
+                       "s net.encoder.= takes"):  # fmt: skip
+        _load(Small(), state)
+    few = {key: tensor for key, tensor in state.items() if key.startswith("net.encoder.conv")}
+    with pytest.raises(WeightsError, match="6 of 6 keys are missing") as caught:
+        _load(Small(), few)
+    assert "in front" not in str(caught.value)
 
 
 def test_the_given_state_dict_is_not_changed():

@@ -19,7 +19,7 @@ SHELVES: tuple[frozenset[str], ...] = tuple(
     map(
         frozenset,
         (
-            {"errors", "counting"},
+            {"errors", "counting", "spelling"},
             {"datasets"},
             {
                 "metrics",

@@ -83,6 +83,10 @@ def fails():
     raise OSError("no such thing")
 
 
+def sized(width, *, depth, classes=10):
+    return Tiny()
+
+
 def lazy():
     return nn.LazyLinear(3)
 
@@ -164,8 +168,9 @@ def test_a_module_in_the_current_folder_comes_before_others_of_its_name(
         ("nets_of_mine:a.b", "expected package.module:factory"),
         ("nets-of-mine:make", "expected package.module:factory"),
         (":make", "expected package.module:factory"),
-        ("nets_of_mine:text", "the factory gave a str, not a torch.nn.Module"),
+        ("nets_of_mine:text", "the factory gave something of type str, not a torch"),
         ("nets_of_mine:fails", r"the factory failed: OSError: no such thing \(.*mine.py, line \d+"),
+        ("nets_of_mine:sized", "called without arguments, but needs width, depth: name a function"),
         ("nets_of_mine:lazy", "lazy layers of unknown size"),
         ("nets_of_mine:bare", "neither a Linear nor a Conv2d layer"),
     ],

@@ -264,11 +264,24 @@ def test_the_command_line_trains_draws_and_says_what_was_chosen(cache, tmp_path)
     assert (params["lr"], params["lr_ratio"], params["warmup"]) == (0.01, 0.5, 0.1)
     refused = run("fit-head", str(cache), "--head", "logistic", "--batchnorm", "learn")
     assert refused.exit_code == 2
-    assert "head 'logistic' has no parameter batchnorm" in refused.output
+    assert "head 'logistic' has no parameter batchnorm (of tail), nor such" in refused.output
+
+
+ROW = {"epoch": 7, "train_loss": 0.5, "train_accuracy": 0.75, "val_loss": None}
+
+
+def test_a_training_that_goes_on_says_so(capsys):
+    with telling_epochs() as told:
+        told(ROW)
+        told(ROW | {"epoch": 8})
+    assert capsys.readouterr().err.count("going on after epoch 6, up to which") == 1
+    with telling_epochs() as told:
+        told(ROW | {"epoch": 1})
+        told(ROW | {"epoch": 2})
+    assert "going on" not in capsys.readouterr().err
 
 
 def test_ctrl_c_says_what_is_kept():
-    row = {"epoch": 7, "train_loss": 0.5, "train_accuracy": 0.75, "val_loss": None}
 
     def interrupted(*rows):
         with telling_epochs() as told:
@@ -277,6 +290,6 @@ def test_ctrl_c_says_what_is_kept():
             raise KeyboardInterrupt
 
     with pytest.raises(StoppedError, match="kept up to epoch 7, run the same command"):
-        interrupted(row)
+        interrupted(ROW)
     with pytest.raises(KeyboardInterrupt):
         interrupted()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
@@ -80,7 +81,7 @@ def _print(found: Audit, n: int) -> None:
     if found.wrong_labels is not None:
         console.print(
             f"\n{len(found.wrong_labels):,} doubtful labels of {found.judged:,} judged out of fold "
-            f"(C {found.C:g}, accuracy {found.accuracy:.3f})"
+            f"(C {found.C:g}, accuracy {found.accuracy:.3f}){_listed(found.wrong_labels, n)}"
         )
         if found.wrong_labels:
             rows = table(None, "image", "label", "probability", "rather", "probability",
@@ -89,22 +90,29 @@ def _print(found: Audit, n: int) -> None:
                 rows.add_row(shown(wrong.path), wrong.label, f"{wrong.p_label:.3f}",
                              wrong.suggested, f"{wrong.p_suggested:.3f}")  # fmt: skip
             console.print(rows)
-    console.print(f"\n{len(found.conflicts):,} pairs of duplicates with different labels")
+    conflicts = f"{len(found.conflicts):,} pairs of duplicates with different labels"
+    console.print(f"\n{conflicts}{_listed(found.conflicts, n)}")
     _print_pairs(found.conflicts[:n])
     console.print(
         f"\n{counted(len(found.duplicates), 'pair')} of duplicates in "
         f"{counted(found.groups, 'group')} (similarity {found.threshold:g})"
+        f"{_listed(found.duplicates, n)}"
     )
     _print_pairs(found.duplicates[:n])
     console.print(
         f"\n{len(found.outliers):,} outliers (similarity to the tenth nearest image below "
-        f"{found.outlier_fence:.3f})"
+        f"{found.outlier_fence:.3f}){_listed(found.outliers, n)}"
     )
     if found.outliers:
         rows = table(None, "image", "label", "similarity", right=("similarity",))
         for outlier in found.outliers[:n]:
             rows.add_row(shown(outlier.path), outlier.label, f"{outlier.similarity:.3f}")
         console.print(rows)
+
+
+def _listed(found: Sequence[object], n: int) -> str:
+    """How many of them the table below has, where it does not have all."""
+    return f"; the first {n:,}, all by --out or -n" if len(found) > n else ""
 
 
 def _print_pairs(pairs: tuple[DuplicatePair, ...]) -> None:

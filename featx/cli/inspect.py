@@ -6,9 +6,9 @@ import importlib.util
 import os
 import platform
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -25,7 +25,11 @@ from featx.cli.output import (
 from featx.cli.stopping import listening
 from featx.errors import EXIT_UNUSABLE, InputError
 from featx.image_sources import shown
+from featx.spelling import did_you_mean
 from featx.versions import versions_of
+
+if TYPE_CHECKING:
+    from featx.cut import Cut
 
 
 @command
@@ -265,15 +269,7 @@ def cuts(
         if (cut.is_legal or not legal_only) and (not patterns or any(map(cut.matches, patterns)))
     ]
     if not rows:
-        crossed = next((cut for cut in found if any(map(cut.matches, patterns or ()))), None)
-        where = ""
-        if crossed is not None:
-            by = ", ".join(crossed.crossing)
-            where = f" that nothing else crosses (at {crossed.name} {by} does; --all shows them)"
-        raise InputError(
-            f"{backbone} has no cut {' or '.join(patterns or ())}{where}; "
-            f"`featx cuts {backbone}` lists all"
-        )
+        raise InputError(_no_cut(backbone, patterns or [], found))
     if json_output:
         print_json([{**vars(cut)} for cut in rows])
         return
@@ -292,6 +288,18 @@ def cuts(
             "; ".join((*cut.aliases, *cut.modules[:1], *crossing)),
         )
     out().print(shown)
+
+
+def _no_cut(backbone: str, patterns: list[str], found: Sequence[Cut]) -> str:
+    """What is wrong with patterns that none of the listed cuts fits."""
+    lacks = f"{backbone} has no cut {' or '.join(patterns)}"
+    for cut in found:
+        if any(map(cut.matches, patterns)):
+            by = ", ".join(cut.crossing)
+            return f"{lacks} that nothing else crosses: at {cut.name} {by} does; --all shows them"
+    names = {name for cut in found for name in (cut.name, *cut.aliases)}
+    near = did_you_mean(" ".join(patterns), names)
+    return f"{lacks}{near} `featx cuts {backbone}` lists all"
 
 
 _PACKAGES = (

@@ -28,6 +28,8 @@ def telling_epochs() -> Iterator[Callable[[Mapping[str, Any]], None]]:
 
     def told(row: Mapping[str, Any]) -> None:
         nonlocal last, told_at
+        if not last and row["epoch"] > 1:
+            tell(f"going on after epoch {row['epoch'] - 1}, up to which this training was kept")
         last = row
         if everything or time.monotonic() - told_at >= _INTERVAL_S:
             told_at = time.monotonic()

@@ -114,5 +114,5 @@ class EpochsHead(Head):
             "precision",
             self.precision,
             lambda v: v is None or v in ("fp32", "tf32", "bf16", "fp16"),
-            "fp32, tf32, bf16, fp16 or None",
+            "fp32, tf32, bf16 or fp16",
         )

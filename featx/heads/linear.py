@@ -172,7 +172,7 @@ class LinearHead(NetworkHead):
             "lr",
             self.lr,
             lambda v: v is None or (isinstance(v, str) and v == "grid") or _are_rates(v),
-            "a number above 0, a sequence of different ones, 'grid' or None",
+            "a number above 0, several different ones, or grid",
         )
         require(
             "schedule",

@@ -335,7 +335,7 @@ class LogisticHead(Head):
             "cs",
             self.cs,
             _is_grid,
-            "'default', 'dinov2' or a sequence of numbers above 0",
+            "default, dinov2 or several numbers above 0",
         )
         require("cv", self.cv, lambda v: is_whole(v, 2), "a whole number of folds, 2 or more")
         require("max_iter", self.max_iter, lambda v: is_whole(v, 1), "a whole number, 1 or more")
@@ -344,7 +344,7 @@ class LogisticHead(Head):
             "class_weight",
             self.class_weight,
             lambda v: v is None or v == "balanced" or isinstance(v, Mapping),
-            "None, 'balanced' or a dict of label to weight",
+            "balanced, or in Python a dict of label to weight",
         )
         require("fit_intercept", self.fit_intercept, lambda v: isinstance(v, bool), "True or False")
 

@@ -287,7 +287,7 @@ class RidgeHead(Head):
             "class_weight",
             self.class_weight,
             lambda v: v in (None, "balanced") or all(map(_positive, v.values())),
-            "None, 'balanced' or a dict of label to a weight above 0",
+            "balanced, or in Python a dict of label to a weight above 0",
         )
 
     def _logits(self, Z: FloatArray) -> FloatArray:

@@ -264,7 +264,10 @@ class TailHead(TailSettings):
         if self.pixels_ and transform is None:
             raise InputError("pixels need a transform, whose mean and std they are normalised by")
         if self.augment is not None and not self.pixels_:
-            raise InputError("augment changes pixels: it needs a cache of the cut 'input'")
+            raise InputError(
+                f"augment changes pixels, and these are features of the cut {self.cut!r}: extract "
+                "with --cut input"
+            )
         self.shape_ = [int(size) for size in self._shape(X, network)]
         d = math.prod(self.shape_)
         if math.prod(X.shape[1:]) != d:

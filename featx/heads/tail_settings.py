@@ -141,8 +141,8 @@ class TailSettings(EpochsHead):
         for name, allowed in words:
             value = getattr(self, name)
             if value not in allowed:
-                shown = ", ".join(repr(one) for one in allowed)
-                raise InputError(f"{name} must be one of {shown}, got {value!r}")
+                shown = " or ".join(filter(None, allowed))
+                raise InputError(f"{name} must be {shown}, got {value!r}")
         if self.augment is not None:
             require(
                 "augment",
