@@ -15,6 +15,7 @@ from featx.interchange.csv_table import write_csv
 from featx.interchange.exported import Exported
 from featx.interchange.npz import write_npz
 from featx.interchange.parquet import write_parquet
+from featx.splits import TEST_FRACTION
 from featx.usable import FailedImage, failed_images, open_intact, split_rows, usable_columns
 from featx.whole_files import write_whole
 from featx.workspace import newest_cache
@@ -25,7 +26,6 @@ FORMATS: Final[dict[str, Callable[[BinaryIO, Exported], None]]] = {
     "csv": write_csv,
 }
 _SEED: Final = 0
-_TEST_FRACTION: Final = 0.2
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def export(
     to: str | None = None,
     split: str | None = None,
     seed: int = _SEED,
-    test_fraction: float = _TEST_FRACTION,
+    test_fraction: float = TEST_FRACTION,
     force: bool = False,
     cache_dir: str | os.PathLike[str] = "cache",
 ) -> Export:
@@ -126,5 +126,5 @@ def _beside(path: Path, to: str, split: str | None, seed: int, test_fraction: fl
     if split is not None:
         name += f".{split}"
         name += f"+seed={seed}" if seed != _SEED else ""
-        name += f"+test_fraction={test_fraction}" if test_fraction != _TEST_FRACTION else ""
+        name += f"+test_fraction={test_fraction}" if test_fraction != TEST_FRACTION else ""
     return path.with_name(f"{name}.{to}")

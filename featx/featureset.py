@@ -18,6 +18,7 @@ from featx.counting import counted
 from featx.duplicates import DEFAULT_THRESHOLD, find_duplicates, merged_groups
 from featx.errors import InputError
 from featx.images import display_names
+from featx.splits import TEST_FRACTION
 from featx.usable import FailedImage as FailedImage
 from featx.usable import failed_images, open_intact, split_rows, usable_columns
 
@@ -253,7 +254,7 @@ def load(
     *,
     split: str | None = None,
     seed: int = 0,
-    test_fraction: float = 0.2,
+    test_fraction: float = TEST_FRACTION,
     group_duplicates: bool = False,
     duplicate_threshold: float = DEFAULT_THRESHOLD,
     return_X_y: bool = False,

@@ -23,7 +23,7 @@ from featx.heads.making import fit_on, make_head
 from featx.metrics import Estimate
 from featx.metrics.bootstrap import units
 from featx.recorded import settle_on_features
-from featx.splits import Split, leave_out_units, make_split
+from featx.splits import TEST_FRACTION, Split, leave_out_units, make_split
 from featx.workspace import newest_cache
 
 IntArray = npt.NDArray[np.int64]
@@ -109,7 +109,7 @@ def learning_curve(
     shots: Sequence[int] = SHOTS,
     repeats: int = 10,
     seed: int = 0,
-    test_fraction: float = 0.2,
+    test_fraction: float = TEST_FRACTION,
     group: str | None = None,
     device: str = "auto",
     cache_dir: str | os.PathLike[str] = "cache",

@@ -13,10 +13,11 @@ from featx.devices import resolve_device
 from featx.errors import HeadError, InputError
 from featx.evaluation import evaluate
 from featx.featureset import load
-from featx.fitting import CHECKPOINT, Fit, describe, keep
+from featx.fitting import CHECKPOINT, Fit, keep
 from featx.grouping import kept_together
 from featx.heads.cached import load_recorded
 from featx.heads.making import fit_on, make_head
+from featx.protocol import describe
 from featx.recorded import settle_on_features
 from featx.splits import Split
 

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
-import platform
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,28 +10,24 @@ from typing import Any, Final
 
 import numpy as np
 
-from featx.cache import canonical_json
 from featx.calibration import fit_calibration
 from featx.devices import resolve_device
 from featx.duplicates import DEFAULT_THRESHOLD, check_threshold
 from featx.errors import HeadError, InputError
 from featx.featureset import FeatureSet, load, load_intact
 from featx.grouping import kept_together
-from featx.heads.base import Choice, Head
+from featx.head_names import beside, free_path, head_name
+from featx.heads.base import Head
 from featx.heads.cached import is_final, load_recorded
 from featx.heads.file import HeadFile, load_head, save_head
 from featx.heads.making import fit_on, make_head
 from featx.leaks import Leaks, find_leaks
+from featx.protocol import data_digest, describe, plain
 from featx.recorded import settle_on_features
-from featx.splits import Split, make_split
+from featx.splits import TEST_FRACTION, Split, make_split
 from featx.workspace import newest_cache
 
-_DEFAULT_FRACTION: Final = 0.2  # held out, where the images have no split of their own
-_SHOWN: Final = 24  # characters of a grouping rule in a file's name
 CHECKPOINT: Final = ".checkpoint"  # behind the name of a head that is being trained
-_LONGEST: Final = 6  # values of a setting that a file's name spells out
-# File systems allow 255; .final, a number, .safetensors.checkpoint and more come on top.
-_MAX_NAME_BYTES: Final = 198
 
 
 @dataclass(frozen=True)
@@ -133,7 +126,7 @@ def fit_head(
     features = load_intact(cache if cache is not None else newest_cache(cache_dir))
     settle_on_features(estimator, features.spec, features.plan)
     params = {k: value for k, value in params.items() if k not in estimator.OF_FEATURES}
-    fraction = _DEFAULT_FRACTION if test_fraction is None else test_fraction
+    fraction = TEST_FRACTION if test_fraction is None else test_fraction
     features, together, by_rule = kept_together(
         features, group, duplicate_threshold if group_duplicates else None
     )
@@ -153,17 +146,17 @@ def fit_head(
         )
     settings = {
         "head": head,
-        "params": _plain(params),
+        "params": plain(params),
         "seed": seed,
         "test_fraction": fraction,
         **({} if group is None else {"group": group}),
-        "data": _data_digest(features, split, None if group is None else by_rule),
+        "data": data_digest(features, split, None if group is None else by_rule),
     }
     if group_duplicates:
         settings["group_duplicates"] = duplicate_threshold
     if calibrate:
         settings["calibrate"] = True
-    path = Path(out) if out else _beside(features.path, _name(head, params, seed, settings))
+    path = Path(out) if out else beside(features.path, head_name(head, params, seed, settings))
     checkpoint = path.with_name(path.name + CHECKPOINT)
     fit_on(
         estimator,
@@ -281,7 +274,7 @@ def keep(
     leaks : between its held-out and its training images.
     force : replace a head of other settings that lies there.
     """
-    path, replaced = _free_path(path, metadata["settings"], force=force)
+    path, replaced = free_path(path, metadata["settings"], force=force)
     save_head(
         path,
         estimator,
@@ -309,154 +302,3 @@ def _check_classes(features: FeatureSet, split: Split) -> None:
             f"a head needs images of at least two classes to train on; {features.path} has "
             f"{len(split.train)} training images of {len(labels)} class ({names})"
         )
-
-
-def describe(
-    features: FeatureSet,
-    split: Split,
-    settings: Mapping[str, Any],
-    estimator: Head,
-    *,
-    groups: str,
-) -> dict[str, Any]:
-    """All that a report, a prediction or a repetition needs to know, as JSON.
-
-    Parameters
-    ----------
-    features, split, estimator : what was fitted, on which rows of what.
-    settings : what was asked for.
-    groups : which images were kept together, in words.
-    """
-    import sklearn
-    import torch
-
-    counts = np.bincount(features.y[split.train], minlength=len(features.classes))
-    choice = estimator.choice(len(split.val))
-    return {
-        "settings": dict(settings),
-        "cache": {
-            "file": features.path.name,
-            "path": os.fspath(features.path.resolve()),
-            "fingerprint": features.fingerprint,
-            "spec": dict(features.spec),
-            "plan": dict(features.plan),
-            "root": features.root,
-        },
-        "split": {
-            "source": split.source,
-            "held_out_name": split.held_out_name,
-            "chosen_on": choice.on,
-            "train": len(split.train),
-            "val": len(split.val),
-            "held_out": len(split.held_out),
-            "unlabelled": split.unlabelled,
-            "left_out": split.left_out,
-            "groups": groups,
-            **_held_out_groups(features.groups[split.held_out]),
-            "train_counts": [int(counts[label]) for label in estimator.classes_],
-        },
-        "fit": _plain(_fit_facts(estimator, choice)),
-        "versions": {
-            "featx": _version(),
-            "torch": torch.__version__,
-            "scikit-learn": sklearn.__version__,
-            "numpy": np.__version__,
-            "python": platform.python_version(),
-        },
-    }
-
-
-def _held_out_groups(groups: np.ndarray) -> dict[str, list[int]]:
-    """What the intervals of an evaluation draw whole; nothing where every image is alone."""
-    return {"held_out_groups": groups.tolist()} if (groups >= 0).any() else {}
-
-
-def _fit_facts(estimator: Head, choice: Choice) -> dict[str, Any]:
-    """What the head says of its own fit: the choice it made, convergence, history."""
-    facts = {name.rstrip("_"): getattr(estimator, name) for name in estimator.FACTS}
-    return facts | {"choice": choice._asdict()}
-
-
-def _plain(value: Any) -> Any:
-    """`value` in JSON's types."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, np.ndarray):
-        return _plain(value.tolist())
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    if isinstance(value, np.generic):
-        return value.item()
-    return value
-
-
-def _version() -> str:
-    from featx import __version__
-
-    return __version__
-
-
-def _data_digest(features: FeatureSet, split: Split, groups: np.ndarray | None) -> str:
-    """Changes when an image, a label, the split, the features' spec or a group changes.
-
-    `groups` are those of a rule; those of the cache belong to the images.
-    """
-    digest = hashlib.sha256(features.fingerprint.encode())
-    for rows in (split.train, split.val, split.held_out):
-        digest.update(len(rows).to_bytes(8, "little"))
-        digest.update(features.sha256[rows].tobytes())
-        digest.update(features.y[rows].astype("<i8").tobytes())
-        if groups is not None:
-            digest.update(groups[rows].astype("<i8").tobytes())
-    digest.update("\0".join(features.classes).encode("utf-8", "surrogateescape"))
-    return digest.hexdigest()
-
-
-def _name(head: str, params: Mapping[str, Any], seed: int, settings: Mapping[str, Any]) -> str:
-    """``logistic``, with every setting that is not the default."""
-    extras = {key: _short(value) for key, value in sorted(params.items()) if value is not None}
-    if seed:
-        extras["seed"] = str(seed)
-    if settings["test_fraction"] != _DEFAULT_FRACTION:
-        extras["test"] = f"{settings['test_fraction']:g}"
-    if settings.get("group"):
-        extras["group"] = re.sub(r"[^\w.-]+", "_", settings["group"].rpartition("/")[2])[:_SHOWN]
-    if "group_duplicates" in settings:
-        extras["group-duplicates"] = f"{settings['group_duplicates']:g}"
-    name = head + "".join(f"+{key}={value}" for key, value in extras.items())
-    return name + ("+calibrated" if settings.get("calibrate") else "")
-
-
-def _beside(cache: Path, name: str) -> Path:
-    """The head file of a cache, its name cut short where it would be too long, by a digest."""
-    whole = os.fsencode(cache.with_suffix(f".{name}").name)
-    if len(whole) > _MAX_NAME_BYTES:
-        digest = hashlib.sha256(whole).hexdigest()[:8]
-        whole = os.fsencode(f"{whole[:_MAX_NAME_BYTES].decode('utf-8', 'ignore')}~{digest}")
-    return cache.with_name(f"{os.fsdecode(whole)}.safetensors")
-
-
-def _short(value: Any) -> str:
-    if isinstance(value, (list, tuple)):
-        if len(value) > _LONGEST:
-            return f"{_short(value[0])},..,{_short(value[-1])},{len(value)}-values"
-        return ",".join(_short(item) for item in value)
-    return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def _free_path(path: Path, settings: Mapping[str, Any], *, force: bool) -> tuple[Path, bool]:
-    """`path`, or the first numbered name beside it that holds no head of other settings."""
-    candidate, number = path, 1
-    while candidate.exists():
-        if force:
-            return candidate, False
-        try:
-            there = load_head(candidate).metadata.get("settings", {})
-            same = canonical_json(there) == canonical_json(settings)
-        except HeadError:
-            same = False  # not a head, or a newer one: never written over
-        if same:
-            return candidate, True
-        number += 1
-        candidate = path.with_name(f"{path.name.removesuffix('.safetensors')}-{number}.safetensors")
-    return candidate, False

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Final, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +17,7 @@ from featx.errors import InputError
 
 IntArray = npt.NDArray[np.int64]
 
+TEST_FRACTION: Final = 0.2  # held out, where the images have no split of their own
 TRAIN, VAL, TEST = 1, 2, 3  # the cache's split codes; 0 is none
 _SAME_SHARE = 0.01 + 1e-9  # a split that is further from the fraction is named by its own share
 _CODE_NAMES = {TRAIN: "train", VAL: "val", TEST: "test"}
@@ -62,7 +63,7 @@ def make_split(
     *,
     groups: npt.ArrayLike | None = None,
     seed: int = 0,
-    test_fraction: float = 0.2,
+    test_fraction: float = TEST_FRACTION,
 ) -> Split:
     """Part the labelled rows into train, val and held-out rows.
 

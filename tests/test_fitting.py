@@ -214,7 +214,9 @@ def test_errors_say_what_is_missing(tmp_path: Path) -> None:
         InputError, match=r"head must be one of logistic, linear, mlp, .* got 'svm'"
     ):
         fit_head(path, head="svm")
-    with pytest.raises(InputError, match=r"no parameter hidden, nor .*; its parameters are C, "):
+    with pytest.raises(
+        InputError, match=r"no parameter hidden \(of mlp\), nor .*; its own are C, "
+    ):
         fit_head(path, hidden=(3,))
     with pytest.raises(CacheError, match=r"there is no cache in .*empty; make one with"):
         fit_head(cache_dir=tmp_path / "empty")

@@ -79,9 +79,8 @@ SHELVES: tuple[frozenset[str], ...] = tuple(
                 "failures",
                 "isolation",
                 "leaks",
-                "crossfit",
             },
-            {"quick_start", "crossfit", "passes"},
+            {"quick_start", "crossfit", "passes", "head_names", "protocol"},
             {"pipeline", "target", "calibration"},
             {"filling", "recorded"},
             {
