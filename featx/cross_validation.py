@@ -16,6 +16,7 @@ from featx.devices import resolve_device
 from featx.duplicates import DEFAULT_THRESHOLD, check_threshold, find_duplicates, merged_groups
 from featx.errors import InputError
 from featx.featureset import FeatureSet, load_intact
+from featx.folds import cross_validation_folds, leave_out_units
 from featx.grouping import group_images, with_duplicates
 from featx.heads.base import Head
 from featx.heads.cached import load_recorded
@@ -25,7 +26,6 @@ from featx.images import display_names
 from featx.leaks import can_compare_unasked, count_parted
 from featx.metrics import Estimate, Report, score
 from featx.recorded import settle_on_features
-from featx.splits import cross_validation_folds, leave_out_units
 from featx.workspace import cache_of_head, newest_cache
 
 FIGURES: Final = ("accuracy", "balanced_accuracy", "macro_f1", "log_loss")

@@ -8,9 +8,9 @@ import numpy as np
 import numpy.typing as npt
 from sklearn.base import clone
 
+from featx.folds import cross_validation_folds
 from featx.heads.base import Head
 from featx.heads.row_view import part_of
-from featx.splits import cross_validation_folds
 
 
 def out_of_fold(
@@ -37,7 +37,7 @@ def out_of_fold(
     groups : (n,) int, optional
         Rows of one group are in one fold; -1 is its own group.
     seed : int
-        Of the folds, which are those of `featx.splits.cross_validation_folds`.
+        Of the folds, which are those of `featx.folds.cross_validation_folds`.
     cv : int
         Folds, at least 2.
 

@@ -17,13 +17,14 @@ from featx.counting import counted
 from featx.devices import resolve_device
 from featx.errors import InputError
 from featx.featureset import FeatureSet, load_intact
+from featx.folds import leave_out_units
 from featx.grouping import drawn_by, group_images
 from featx.heads.base import Head
 from featx.heads.making import fit_on, make_head
 from featx.metrics import Estimate
 from featx.metrics.bootstrap import units
 from featx.recorded import settle_on_features
-from featx.splits import TEST_FRACTION, Split, leave_out_units, make_split
+from featx.splits import TEST_FRACTION, Split, make_split
 from featx.workspace import newest_cache
 
 IntArray = npt.NDArray[np.int64]

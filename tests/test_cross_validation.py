@@ -21,9 +21,9 @@ from featx.cli import app
 from featx.cross_validation import corrected_interval, cross_validate, cross_validate_like
 from featx.errors import InputError
 from featx.fitting import fit_head
+from featx.folds import cross_validation_folds
 from featx.heads import LogisticHead
 from featx.heads.making import fit_on
-from featx.splits import cross_validation_folds
 
 pytestmark = pytest.mark.usefixtures("few_to_choose_from")
 

@@ -11,8 +11,8 @@ from sklearn.preprocessing import StandardScaler
 
 from featx.crossfit import out_of_fold
 from featx.errors import InputError
+from featx.folds import cross_validation_folds
 from featx.heads import LogisticHead, MLPHead
-from featx.splits import cross_validation_folds
 
 
 def rows(n: int = 90, k: int = 3, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

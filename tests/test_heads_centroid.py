@@ -7,8 +7,8 @@ from sklearn.neighbors import NearestCentroid
 from sklearn.preprocessing import StandardScaler, normalize
 
 import featx.heads.base
+from featx.folds import cross_validation_folds
 from featx.heads import CentroidHead
-from featx.splits import cross_validation_folds
 
 
 def birds(n=90, d=12, k=3, seed=0, noise=2.0):

@@ -20,12 +20,12 @@ import featx.heads.solver
 import featx.heads.spaces
 import featx.heads.standardised
 from featx.errors import InputError
+from featx.folds import cross_validation_folds
 from featx.heads import C_GRID, DINOV2_C_GRID, LogisticHead
 from featx.heads.base import learn_standardisation
 from featx.heads.solver import Problem
 from featx.heads.spaces import FeatureSpace, SpanSpace, leading_axes
 from featx.heads.standardised import FeatureRows, WorkingRows, gram
-from featx.splits import cross_validation_folds
 
 
 def deep_features(n, d, k, seed=0, noise=1.0):

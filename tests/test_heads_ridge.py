@@ -13,9 +13,9 @@ from sklearn.preprocessing import StandardScaler
 import featx.heads.base
 import featx.heads.spectrum
 from featx.errors import InputError
+from featx.folds import cross_validation_folds
 from featx.heads import ALPHA_GRID, RidgeHead
 from featx.heads.temperature import smoothed_temperature
-from featx.splits import cross_validation_folds
 
 SHAPES = [(90, 12, 4), (40, 70, 3), (60, 8, 2), (30, 50, 2)]
 each_shape = pytest.mark.parametrize(("n", "d", "k"), SHAPES)

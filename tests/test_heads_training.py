@@ -10,13 +10,13 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
 from featx.errors import InputError
+from featx.folds import cross_validation_folds
 from featx.heads import LR_GRID, LinearHead, MLPHead
 from featx.heads import base as base_module
 from featx.heads import rows as rows_module
 from featx.heads.rows import Rows
 from featx.heads.stack import Stack
 from featx.heads.training import _evaluate, matmul_precision
-from featx.splits import cross_validation_folds
 
 
 def birds(n=130, d=10, k=3, seed=0, spread=1.2):

@@ -20,10 +20,11 @@ SHELVES: tuple[frozenset[str], ...] = tuple(
         frozenset,
         (
             {"errors", "counting", "spelling"},
-            {"datasets"},
+            {"datasets", "units"},
             {
                 "metrics",
                 "splits",
+                "folds",
                 "devices",
                 "image_hashes",
                 "image_headers",

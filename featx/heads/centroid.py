@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from featx.counting import counted
+from featx.folds import cross_validation_folds, leave_out_units
 from featx.heads.base import (
     Choice,
     FloatArray,
@@ -25,7 +26,6 @@ from featx.heads.base import (
 )
 from featx.heads.neighbours import unit_rows
 from featx.heads.temperature import smoothed_temperature
-from featx.splits import cross_validation_folds, leave_out_units
 
 
 class CentroidHead(Head):

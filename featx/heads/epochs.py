@@ -11,8 +11,8 @@ import numpy as np
 
 from featx.counting import counted
 from featx.errors import InputError
+from featx.folds import cross_validation_folds
 from featx.heads.base import Choice, Head, IntArray, check_common, is_number, is_whole, require
-from featx.splits import cross_validation_folds
 
 
 class EpochsHead(Head):

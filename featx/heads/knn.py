@@ -11,6 +11,7 @@ import torch
 
 from featx.counting import counted
 from featx.errors import HeadError, InputError
+from featx.folds import leave_out_units
 from featx.heads.base import (
     Choice,
     FloatArray,
@@ -26,7 +27,6 @@ from featx.heads.base import (
     standardised_blocks,
 )
 from featx.heads.neighbours import Neighbours, nearest, unit_rows, votes
-from featx.splits import leave_out_units
 
 # DINOv2's evaluation tries 10, 20, 100 and 200 (eval/knn.py, nb_knn); 1, 3 and 5 are for classes
 # of a few dozen images, and 50 lies between.

@@ -14,6 +14,7 @@ from sklearn.utils.class_weight import compute_class_weight
 
 from featx.counting import counted
 from featx.devices import resolve_device
+from featx.folds import cross_validation_folds
 from featx.heads.base import (
     Choice,
     FloatArray,
@@ -29,7 +30,6 @@ from featx.heads.base import (
 )
 from featx.heads.solver import Fitted, Problem
 from featx.heads.standardised import FeatureRows
-from featx.splits import cross_validation_folds
 
 # The protocol of Kornblith et al. 2019 ("Do Better ImageNet Models Transfer Better?") and CLIP
 # (Radford et al. 2021): L2-regularised multinomial logistic regression on fixed features, by

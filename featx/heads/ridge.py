@@ -14,6 +14,7 @@ from torch import Tensor
 
 from featx.counting import counted
 from featx.errors import InputError
+from featx.folds import cross_validation_folds, leave_out_units
 from featx.heads.base import (
     Choice,
     FloatArray,
@@ -31,7 +32,6 @@ from featx.heads.base import (
 from featx.heads.row_view import part_of
 from featx.heads.spectrum import Covariance, Gram, Scores, Spectrum, weighted_mean
 from featx.heads.temperature import smoothed_temperature
-from featx.splits import cross_validation_folds, leave_out_units
 
 # Times the mean eigenvalue of the rows' covariance matrix (or Gram matrix, where features
 # outnumber rows), so that the grid means the same for any number of rows and features: two values
