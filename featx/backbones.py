@@ -12,12 +12,12 @@ import torch
 from torch import nn
 
 from featx import architectures, own_network, timm_backbones
-from featx.architectures import PublishedWeights
 from featx.classics import CLASSICS
 from featx.errors import InputError, WeightsError
-from featx.frozen import Backbone, freeze, non_finite, random_note, seeded, untrained_keys
-from featx.keys import classifier_path, load_into, other_outputs, rename_old_keys
+from featx.frozen import Backbone, freeze, seeded
 from featx.own_network import is_own
+from featx.timm_backbones import load_timm
+from featx.torchvision_backbones import entry_by_hash, load_file, load_random
 from featx.transforms import Transform
 from featx.unpublished import N_CLASSES, load_classic, load_own
 from featx.weight_files import sha256_file
@@ -26,9 +26,6 @@ from featx.weights import (
     checkpoint_folder,
     fetch,
     file_name,
-    hash_prefix,
-    read_state_dict,
-    state_dict_sha256,
 )
 
 _FILE_SUFFIXES = {".pth", ".pt", ".bin", ".safetensors", ".ckpt", ".tar", ".pkl", ".h5"}
@@ -153,7 +150,9 @@ def load_backbone(
     """
     overrides = _checked_overrides(transform)
     if name.startswith("timm:"):
-        return _load_timm(name, weights, seed, overrides)
+        pretrained = weights in ("default", "DEFAULT")
+        path = None if pretrained or weights == "random" else _existing_file(name, weights)
+        return load_timm(name, path, pretrained=pretrained, seed=seed, overrides=overrides)
     if not is_own(name):
         architectures.check_name(name)
     if name in CLASSICS or is_own(name):
@@ -161,7 +160,7 @@ def load_backbone(
         load = load_classic if name in CLASSICS else load_own
         return load(name, path, seed=seed, overrides=overrides)
     if weights == "random":
-        return _load_random(name, seed, overrides)
+        return load_random(name, seed, overrides)
     entry = architectures.published_named(name, weights) if isinstance(weights, str) else None
     if entry is not None:
         path = fetch(entry.url, label=f"{name} {entry.name}")
@@ -170,8 +169,8 @@ def load_backbone(
     else:
         path = _existing_file(name, weights)
         sha256 = sha256_file(path)
-        entry = _entry_by_hash(name, path, sha256)
-    return _load_file(name, path, sha256, entry, seed, overrides)
+        entry = entry_by_hash(name, path, sha256)
+    return load_file(name, path, sha256, entry, seed, overrides)
 
 
 def bare_network(name: str, *, crop: int, for_weights: bool) -> nn.Module:
@@ -258,186 +257,4 @@ def _existing_file(name: str, weights: str | os.PathLike[str]) -> Path:
     raise InputError(
         f"unknown weights {weights!r} of {name}; there are {known}, DEFAULT (the newest), "
         "random, or the path of a .pth or .safetensors file"
-    )
-
-
-def _entry_by_hash(name: str, path: Path, sha256: str) -> PublishedWeights | None:
-    """The published entry whose file this is, or None; another architecture's is refused."""
-    for architecture in (name, *architectures.architecture_names()):
-        for entry in architectures.published(architecture):
-            prefix = hash_prefix(entry.url)
-            if prefix is None or not sha256.startswith(prefix):
-                continue
-            if architecture == name:
-                return entry
-            raise WeightsError(
-                f"{path} is a file of another network: the published weights {entry.name} of "
-                f"{architecture}; give --backbone {architecture}"
-            )
-    return None
-
-
-def _load_random(name: str, seed: int, overrides: Mapping[str, Any]) -> Backbone:
-    entry = architectures.published(name)[0]
-    network = _build(name, entry, seed, for_weights=False)
-    freeze(network)
-    return Backbone(
-        name=name,
-        network=network,
-        transform=_transform(name, entry, network, overrides),
-        classes=(),
-        weights="random",
-        weights_sha256=state_dict_sha256(network.state_dict()),
-        weights_path=None,
-        notes=(
-            random_note(seed),
-            _assumed(name, entry, overrides),
-        ),
-    )
-
-
-def _load_file(
-    name: str,
-    path: Path,
-    sha256: str,
-    entry: PublishedWeights | None,
-    seed: int,
-    overrides: Mapping[str, Any],
-) -> Backbone:
-    """Build the network that a file's weights fit, and load them; `entry` where it is published."""
-    family = architectures.family(name)
-    state = rename_old_keys(read_state_dict(path), family)
-    form = entry or _form_for(name, state)
-    network = _build(name, form, seed, for_weights=True)
-    auxiliary = architectures.auxiliary_heads(name)
-    classifier = classifier_path(network, auxiliary=auxiliary)
-    n_outputs = other_outputs(state, network, classifier)
-    if n_outputs is not None:
-        network = _build(name, form, seed, for_weights=True, num_classes=n_outputs)
-    guess = architectures.guess(state)
-    notes = load_into(
-        network,
-        state,
-        classifier=classifier,
-        auxiliary=auxiliary,
-        source=str(path),
-        looks_like=guess if guess != name else None,
-    )
-    architectures.drop_auxiliary(name, network)
-    freeze(network)
-    return Backbone(
-        name=name,
-        network=network,
-        transform=_transform(name, form, network, overrides),
-        classes=entry.classes if entry else (),
-        weights=entry.name if entry else path.name,
-        weights_sha256=sha256,
-        weights_path=str(path.resolve()),
-        notes=(
-            *notes,
-            *non_finite(network),
-            *(() if entry else (_assumed(name, form, overrides),)),
-        ),
-        untrained=untrained_keys(network, state),
-    )
-
-
-def _form_for(name: str, state: Mapping[str, torch.Tensor]) -> PublishedWeights:
-    """The first published entry that takes inputs of the file's size: a ViT's is in its keys."""
-    entries = architectures.published(name)
-    embedding = state.get("encoder.pos_embedding")
-    patch = state.get("conv_proj.weight")
-    if embedding is not None and patch is not None and embedding.ndim == 3 and patch.ndim == 4:
-        # (1, 1 + side * side, d): one class token and a square of patches
-        side = round((embedding.shape[1] - 1) ** 0.5) * patch.shape[-1]
-        return next((entry for entry in entries if entry.min_size == side), entries[0])
-    return entries[0]
-
-
-def _build(
-    name: str,
-    entry: PublishedWeights,
-    seed: int,
-    *,
-    for_weights: bool,
-    num_classes: int | None = None,
-) -> nn.Module:
-    with seeded(seed):
-        return architectures.build(
-            name, entry=entry, for_weights=for_weights, num_classes=num_classes
-        )
-
-
-def _transform(
-    name: str, entry: PublishedWeights, network: nn.Module, overrides: Mapping[str, Any]
-) -> Transform:
-    transform = Transform.from_preset(entry.preset())
-    if overrides:
-        transform = transform.replace(**overrides)
-    fixed = getattr(network, "image_size", None) or (
-        entry.min_size if architectures.family(name) == "maxvit" else None
-    )
-    if fixed is not None and transform.crop != fixed:
-        raise _wrong_size(name, f"exactly {fixed}", transform.crop)
-    # Swin's windows are padded: torchvision's min_size is what it was trained at.
-    if architectures.family(name) != "swin" and transform.crop < entry.min_size:
-        raise _wrong_size(name, f"at least {entry.min_size}", transform.crop)
-    return transform
-
-
-def _wrong_size(name: str, takes: str, crop: int) -> InputError:
-    return InputError(f"{name} takes images of {takes} pixels a side, got a crop of {crop}")
-
-
-def _assumed(name: str, entry: PublishedWeights, overrides: Mapping[str, Any]) -> str:
-    changed = f" with {', '.join(sorted(overrides))} as given" if overrides else ""
-    return (
-        f"transform assumed: that of {name} {entry.name}{changed}; "
-        "--resize, --crop, --mean, --std and --interpolation change it"
-    )
-
-
-def _load_timm(
-    name: str, weights: str | os.PathLike[str], seed: int, overrides: Mapping[str, Any]
-) -> Backbone:
-    model_name = name.removeprefix("timm:")
-    pretrained = weights in ("default", "DEFAULT")
-    with seeded(seed):
-        network = timm_backbones.build(model_name, pretrained=pretrained)
-    notes: tuple[str, ...] = ()
-    untrained: tuple[str, ...] = ()
-    path: Path | None = None
-    if pretrained:
-        shown = timm_backbones.weights_tag(network)
-    elif weights == "random":
-        shown = "random"
-        notes = (random_note(seed),)
-    else:
-        path = _existing_file(name, weights)
-        shown = path.name
-        state = read_state_dict(path)
-        classifier = classifier_path(network)
-        n_outputs = other_outputs(state, network, classifier)
-        if n_outputs is not None:
-            with seeded(seed):
-                network = timm_backbones.build(model_name, pretrained=False, num_classes=n_outputs)
-        notes = load_into(network, state, classifier=classifier, source=str(path))
-        untrained = untrained_keys(network, state)
-    freeze(network)
-    fields, transform_notes = timm_backbones.transform_fields(network)
-    transform = Transform(**(fields | dict(overrides)))
-    if timm_backbones.has_fixed_input(network) and transform.crop != fields["crop"]:
-        raise _wrong_size(name, f"exactly {fields['crop']}", transform.crop)
-    if not pretrained:
-        transform_notes += ("transform assumed: that of timm's own weights of this model",)
-    return Backbone(
-        name=name,
-        network=network,
-        transform=transform,
-        classes=(),
-        weights=shown,
-        weights_sha256=sha256_file(path) if path else state_dict_sha256(network.state_dict()),
-        weights_path=str(path) if path else None,
-        notes=(*notes, *non_finite(network), *transform_notes),
-        untrained=untrained,
     )

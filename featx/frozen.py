@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import nn
 
+from featx import architectures
+from featx.errors import InputError
 from featx.identity import BackboneIdentity
+from featx.keys import classifier_path, load_into, other_outputs
+from featx.weights import read_state_dict
 
 _GENERATOR = threading.Lock()  # held while weights are drawn from it
 
@@ -90,3 +95,37 @@ def non_finite(network: nn.Module) -> tuple[str, ...]:
     if not bad:
         return ()
     return (f"{len(bad)} of the weights' tensors hold values that are not finite ({bad[0]}, ...)",)
+
+
+def with_weights(
+    make: Callable[[int | None], nn.Module], path: Path | None, seed: int
+) -> tuple[nn.Module, tuple[str, ...], tuple[str, ...]]:
+    """A network with random weights, or with a file's and as many outputs; notes; untrained keys.
+
+    Parameters
+    ----------
+    make : number of outputs, or None for its own, to the network.
+    """
+    with seeded(seed):
+        network = make(None)
+    if path is None:
+        return network, (random_note(seed),), ()
+    state = read_state_dict(path)
+    classifier = classifier_path(network)
+    n_outputs = other_outputs(state, network, classifier)
+    if n_outputs is not None:
+        with seeded(seed):
+            network = make(n_outputs)
+    notes = load_into(
+        network,
+        state,
+        classifier=classifier,
+        source=str(path),
+        looks_like=architectures.guess(state),
+    )
+    return network, notes, untrained_keys(network, state)
+
+
+def wrong_size(name: str, takes: str, crop: int) -> InputError:
+    """That a network does not take images of a crop; `takes` as ``at least 32``."""
+    return InputError(f"{name} takes images of {takes} pixels a side, got a crop of {crop}")

@@ -1,14 +1,20 @@
-"""Models of timm, an optional package: how one is built, and the transform its weights ask for."""
+"""Models of timm, an optional package: how one is built, its weights, and their transform."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from featx.errors import InputError, MissingExtraError, WeightsError
+from featx.frozen import Backbone, freeze, non_finite, seeded, with_weights, wrong_size
 from featx.spelling import did_you_mean
+from featx.transforms import Transform
+from featx.weight_files import sha256_file
+from featx.weights import state_dict_sha256
 
 _INTERPOLATIONS = {"bilinear", "bicubic", "nearest"}
 
@@ -51,6 +57,57 @@ def build(name: str, *, pretrained: bool, num_classes: int | None = None) -> nn.
             "weights with --weights random."
         ) from error
     return model
+
+
+def load_timm(
+    name: str, path: Path | None, *, pretrained: bool, seed: int, overrides: Mapping[str, Any]
+) -> Backbone:
+    """One of timm's models with its weights, and the transform of timm's own weights of it.
+
+    Parameters
+    ----------
+    name
+        With ``timm:`` before it.
+    path
+        The weights' file; None: timm's own where `pretrained`, else random ones.
+    seed
+        Of random weights, and of a classifier that the file has none for.
+    overrides
+        Fields of the transform to replace.
+
+    Raises
+    ------
+    MissingExtraError, InputError, WeightsError
+        As `build`; a file that cannot be read or is another network's; a size it does not take.
+    """
+    model_name = name.removeprefix("timm:")
+    notes: tuple[str, ...] = ()
+    untrained: tuple[str, ...] = ()
+    if pretrained:
+        with seeded(seed):
+            network = build(model_name, pretrained=True)
+    else:
+        network, notes, untrained = with_weights(
+            lambda n_outputs: build(model_name, pretrained=False, num_classes=n_outputs), path, seed
+        )
+    freeze(network)
+    fields, transform_notes = transform_fields(network)
+    transform = Transform(**(fields | dict(overrides)))
+    if has_fixed_input(network) and transform.crop != fields["crop"]:
+        raise wrong_size(name, f"exactly {fields['crop']}", transform.crop)
+    if not pretrained:
+        transform_notes += ("transform assumed: that of timm's own weights of this model",)
+    return Backbone(
+        name=name,
+        network=network,
+        transform=transform,
+        classes=(),
+        weights=weights_tag(network) if pretrained else path.name if path else "random",
+        weights_sha256=sha256_file(path) if path else state_dict_sha256(network.state_dict()),
+        weights_path=str(path) if path else None,
+        notes=(*notes, *non_finite(network), *transform_notes),
+        untrained=untrained,
+    )
 
 
 def transform_fields(model: nn.Module) -> tuple[dict[str, Any], tuple[str, ...]]:

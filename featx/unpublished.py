@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
 from torch import nn
 
-from featx import architectures, own_network
+from featx import own_network
 from featx.classics import CLASSICS
-from featx.errors import InputError
-from featx.frozen import Backbone, freeze, non_finite, random_note, seeded, untrained_keys
-from featx.keys import classifier_path, load_into, other_outputs
+from featx.frozen import Backbone, freeze, non_finite, with_weights, wrong_size
 from featx.transforms import Transform
 from featx.weight_files import sha256_file
-from featx.weights import read_state_dict, state_dict_sha256
+from featx.weights import state_dict_sha256
 
 N_CLASSES: Final = 10  # of a classic, where no file's classifier says otherwise
 IMAGENET: Final = {  # torchvision.transforms._presets.ImageClassification
@@ -57,10 +55,8 @@ def load_classic(
     least, most = classic.sizes
     if not least <= transform.crop <= most:
         takes = f"exactly {least}" if least == most else f"at least {least}"
-        raise InputError(
-            f"{name} takes images of {takes} pixels a side, got a crop of {transform.crop}"
-        )
-    network, notes, untrained = _with_weights(
+        raise wrong_size(name, takes, transform.crop)
+    network, notes, untrained = with_weights(
         lambda n_outputs: classic.build(n_outputs or N_CLASSES), path, seed
     )
     note = _told(f"transform of {name} ({classic.why})", transform)
@@ -89,7 +85,7 @@ def load_own(name: str, path: Path | None, *, seed: int, overrides: Mapping[str,
     def make(n_outputs: int | None) -> nn.Module:
         return own_network.build(name, n_outputs if takes_classes else None)
 
-    network, notes, untrained = _with_weights(make, path, seed)
+    network, notes, untrained = with_weights(make, path, seed)
     transform, note = _own_transform(name, network, overrides)
     return _backbone(name, network, transform, (*notes, note), untrained, path)
 
@@ -122,35 +118,6 @@ def _told(origin: str, transform: Transform) -> str:
         f"{origin}: {side}, centre of {transform.crop} x {transform.crop} pixels, {colour}, "
         f"mean {mean}, std {std}; --resize, --crop, --mean, --std and --interpolation change it"
     )
-
-
-def _with_weights(
-    make: Callable[[int | None], nn.Module], path: Path | None, seed: int
-) -> tuple[nn.Module, tuple[str, ...], tuple[str, ...]]:
-    """A network with random weights, or with a file's and as many outputs; notes; untrained keys.
-
-    Parameters
-    ----------
-    make : number of outputs, or None for its own, to the network.
-    """
-    with seeded(seed):
-        network = make(None)
-    if path is None:
-        return network, (random_note(seed),), ()
-    state = read_state_dict(path)
-    classifier = classifier_path(network)
-    n_outputs = other_outputs(state, network, classifier)
-    if n_outputs is not None:
-        with seeded(seed):
-            network = make(n_outputs)
-    notes = load_into(
-        network,
-        state,
-        classifier=classifier,
-        source=str(path),
-        looks_like=architectures.guess(state),
-    )
-    return network, notes, untrained_keys(network, state)
 
 
 def _backbone(

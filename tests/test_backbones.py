@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import save_file
 from torchvision import models
 
-from featx import architectures, backbones, weight_files, weights
+from featx import architectures, torchvision_backbones, weight_files, weights
 from featx.backbones import list_backbones, load_backbone
 from featx.classics import CLASSICS
 from featx.cut import build_front
@@ -344,7 +344,7 @@ def test_the_input_size_of_a_vision_transformer_file_is_read_from_its_keys(side,
         "encoder.pos_embedding": torch.zeros(1, 1 + (side // 16) ** 2, 768),
         "conv_proj.weight": torch.zeros(768, 3, 16, 16),
     }
-    assert backbones._form_for("vit_b_16", state).name == entry
+    assert torchvision_backbones._form_for("vit_b_16", state).name == entry
 
 
 def test_values_that_are_not_finite_are_said(tmp_path):

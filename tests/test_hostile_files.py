@@ -413,7 +413,7 @@ def test_a_recorded_weights_file_is_hashed_before_anything_reads_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "mine.pth").write_bytes(b"somebody's secret")
-    monkeypatch.setattr("featx.backbones.read_state_dict", None)
+    monkeypatch.setattr("featx.torchvision_backbones.read_state_dict", None)
     with pytest.raises(HeadError, match=r"but .*mine\.pth has [0-9a-f]{16}…; give the right file"):
         pipeline_of_spec(*spec_and_plan({"path": str(tmp_path / "mine.pth")}))
 

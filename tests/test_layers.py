@@ -60,7 +60,6 @@ SHELVES: tuple[frozenset[str], ...] = tuple(
                 "cut_costs",
                 "identity",
                 "architectures",
-                "timm_backbones",
                 "engines",
                 "drawing",
                 "loading",
@@ -68,7 +67,7 @@ SHELVES: tuple[frozenset[str], ...] = tuple(
                 "whole_files",
             },
             {"cut_graph", "worker", "interchange", "usable", "foreign", "frozen"},
-            {"unpublished"},
+            {"unpublished", "timm_backbones", "torchvision_backbones"},
             {"cut", "backbones", "featureset", "workspace", "child", "limits"},
             {
                 "rates",
