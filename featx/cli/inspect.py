@@ -296,7 +296,10 @@ def _no_cut(backbone: str, patterns: list[str], found: Sequence[Cut]) -> str:
     for cut in found:
         if any(map(cut.matches, patterns)):
             by = ", ".join(cut.crossing)
-            return f"{lacks} that nothing else crosses: at {cut.name} {by} does; --all shows them"
+            return (
+                f"{lacks} that nothing else crosses: what comes after {cut.name} also takes {by}; "
+                "--all shows them"
+            )
     names = {name for cut in found for name in (cut.name, *cut.aliases)}
     near = did_you_mean(" ".join(patterns), names)
     return f"{lacks}{near} `featx cuts {backbone}` lists all"
