@@ -83,6 +83,7 @@ class Comparison:
     paths : (n) of the images.
     groups : (n,) int64, images that intervals and p-values take together because the split of one
         of the heads did; -1 where one is alone.
+    grouped_by : names of those heads.
     """
 
     entries: tuple[Entry, ...]
@@ -92,12 +93,14 @@ class Comparison:
     baseline: float
     paths: tuple[str, ...]
     groups: np.ndarray
+    grouped_by: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready, without the images."""
         return {
             "n": self.n,
             "intervals_draw": drawn_by(self.groups),
+            "grouped_by": list(self.grouped_by),
             "baseline": {"class_name": self.baseline_name, "accuracy": self.baseline},
             "heads": [entry.to_dict() for entry in self.entries],
             "pairs": [pair.to_dict() for pair in self.pairs],
@@ -240,8 +243,10 @@ def leaderboard(
             fitting[0].append(tested)
         else:
             together.append([tested])
+    unread = [head.name for head in skipped]
     for cache in newest_first(folder, "*.h5"):
-        if cache.resolve() not in used:
+        has_unread = any(name.startswith(f"{cache.stem}.") for name in unread)
+        if cache.resolve() not in used and not has_unread:
             skipped[cache] = "no head was fitted on it"
     found = [_compared(group, bootstrap, seed) for group in together]
     return Leaderboard(tuple(sorted(found, key=lambda c: -len(c.entries))), skipped)
@@ -329,6 +334,11 @@ def _compared(tested: Sequence[_Tested], bootstrap: int, seed: int) -> Compariso
         baseline.accuracy.value,
         tuple(first.evaluation.paths[first.rows[sha256]] for sha256 in common),
         groups,
+        tuple(
+            name
+            for name, one in zip(short, tested, strict=True)
+            if (one.evaluation.groups >= 0).any()
+        ),
     )
 
 

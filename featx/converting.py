@@ -131,4 +131,4 @@ def _renamed(
 def _first(state: Mapping[str, Tensor]) -> str:
     keys = list(state)
     more = f" and {len(keys) - 4} more" if len(keys) > 4 else ""
-    return f"the file has {', '.join(keys[:4])}{more}"
+    return f"the file has {', '.join(keys[:4])}{more}, without what all share, such as module."

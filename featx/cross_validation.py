@@ -160,7 +160,8 @@ def cross_validate(
     The intervals are those of Nadeau & Bengio (2003, Inference for the generalization error, eq.
     5): t-intervals of the mean over all fits, whose variance is corrected for training sets that
     share images by adding the ratio of tested to trained-on images to 1 / fits. They are
-    approximate, and clipped to what a figure can be. Where few groups can be parted in few ways
+    approximate, and clipped to what a figure can be; a figure that is the same in all fits has
+    none. Where few groups can be parted in few ways
     only, draws repeat each other: each partition is fitted and counted once, since fits counted
     again would narrow the interval without measuring anything.
 
@@ -376,6 +377,9 @@ def corrected_interval(
 ) -> Estimate:
     """Mean of the figures of many fits, with Nadeau & Bengio's corrected 95 % t-interval.
 
+    There is none of one fit, nor where all came to the same: that few fits agree does not make the
+    figure certain, and an interval of no width would say so.
+
     Parameters
     ----------
     values : of each fit, 0 or more.
@@ -391,7 +395,7 @@ def corrected_interval(
     from scipy.stats import t
 
     n, mean = len(values), float(np.mean(values))
-    if n < 2:
+    if n < 2 or min(values) == max(values):
         return Estimate(mean)
     half = float(t.ppf(_LEVEL, n - 1) * np.std(values, ddof=1) * np.sqrt(1 / n + ratio))
     return Estimate(mean, max(0.0, mean - half), min(largest, mean + half))

@@ -298,7 +298,12 @@ def _check_classes(features: FeatureSet, split: Split) -> None:
     labels = np.unique(features.y[split.train])
     if len(labels) < 2:
         names = ", ".join(features.names[label] for label in labels)
+        whole = ""
+        if len(split.held_out) and (features.groups >= 0).any():
+            whole = (
+                "; groups are held out whole, and one that is a class takes it away: name others"
+            )
         raise InputError(
             f"a head needs images of at least two classes to train on; {features.path} has "
-            f"{len(split.train)} training images of {len(labels)} class ({names})"
+            f"{len(split.train)} training images of {len(labels)} class ({names}){whole}"
         )

@@ -70,10 +70,11 @@ def cross_validation_folds(
         if len(val):
             folds.append((train, val))
     if not folds:
+        other = ", name other groups (one that is a class parts nothing)" * has_groups(groups_)
         raise InputError(
             f"cross-validation needs a class with two images in two groups: got {len(labels_)} "
             f"images of {len(np.unique(labels_))} classes in {len(np.unique(as_units(groups_)))} "
-            "groups; add images, or set the parameter yourself instead of having it chosen"
+            f"groups; add images{other}, or set the parameter yourself instead of having it chosen"
         )
     return folds
 

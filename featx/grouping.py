@@ -137,7 +137,7 @@ def _keys(features: FeatureSet, rule: str) -> tuple[list[str | None], str]:
         return _from_table(features, tables[0], rule), f"by {rule!r} of {tables[0].name}"
     expression = _compiled(rule, features.root)
     found = [expression.search(path) for path in paths]
-    return [match[1] if match else None for match in found], f"by {rule!r} in the path"
+    return [match[1] if match else None for match in found], f"by '{rule}' in the path"
 
 
 def _compiled(rule: str, root: str) -> re.Pattern[str]:

@@ -12,6 +12,7 @@ from featx.featureset import FailedImage
 _NOTABLE_SHARE: Final = 0.9
 # The whole cannot be faster than its slowest stage; above this it was not the same machine.
 _CREDIBLE_SHARE: Final = 1.1
+_BUSY: Final = "The machine was busy with other work meanwhile: measure again when it is idle."
 
 
 @dataclass(frozen=True)
@@ -76,13 +77,16 @@ class Rates:
     @property
     def verdict(self) -> str:
         """The bottleneck in a sentence, with the numbers; and why the whole is slower, if it is."""
-        return verdict(
+        words = verdict(
             self.decode.images_per_s,
             self.forward.images_per_s,
             self.write.images_per_s,
             self.end_to_end.images_per_s,
             shares_cores=self.setting.get("device") == "cpu",
         )
+        if words.endswith(_BUSY) or not any(_is_incredible(stage.share) for stage in self.stages):
+            return words
+        return f"{words} {_BUSY}"
 
     def to_dict(self) -> dict[str, Any]:
         """All of it as JSON."""
@@ -135,9 +139,12 @@ def verdict(
     words += f"; end to end {per_s(end_to_end)} ({share:.2f} of the slowest stage)."
     if shares_cores and share < _NOTABLE_SHARE:
         words += " All stages share the processor's cores, which each had for itself before."
-    if share > _CREDIBLE_SHARE:
-        words += " The machine was busy with other work meanwhile: measure again when it is idle."
-    return words
+    return f"{words} {_BUSY}" if _is_incredible(share) else words
+
+
+def _is_incredible(share: float | None) -> bool:
+    """Whether a stage seemed to be faster than what limits it: the two were not measured alike."""
+    return share is not None and share > _CREDIBLE_SHARE
 
 
 def per_s(rate: float) -> str:

@@ -9,8 +9,8 @@ from typing import Any, Final
 import numpy as np
 
 from featx.cache import CacheFile, Decision, Verification, check, open_to_check, seal_of
-from featx.datasets.packed import located
-from featx.errors import CacheError
+from featx.datasets.packed import find, located
+from featx.errors import CacheError, InputError
 from featx.featureset import feature_set
 from featx.filling import Extraction, Listener, fill_caches
 from featx.foreign import check_repairable
@@ -121,6 +121,11 @@ def _own_table(file: CacheFile, found: Verification) -> ImageTable:
     """The images as the cache lists them; those of bad rows with the size and time of today."""
     size_bytes, times = file.read("size_bytes"), file.read("mtime_ns")
     root = Path(file.root)
+    if found.bad_rows and not root.exists() and find(root) is None:
+        raise InputError(
+            f"{root}, the folder of the images, is not there, and {len(found.bad_rows):,} rows are "
+            "to be computed from it again: say where it is now with --images"
+        )
     for row in found.bad_rows:
         try:
             status = (root / os.fsdecode(file.paths[row])).stat()

@@ -503,6 +503,15 @@ def test_cuts_lists_where_a_network_can_be_cut() -> None:
     assert "no cut penultimat; did you mean penultimate? `featx cuts squeeze" in refused.output
 
 
+def test_names_are_printed_as_they_are(tmp_path: Path) -> None:
+    told = featx_("cuts", "no_such_module:factory", code=2).output
+    assert "--backbone no_such_module:factory: there is no module" in told
+    path = write_cache(tmp_path / "a.h5", classes=(":bee:", "[red]ant", "wasp"))
+    told = featx_("info", path).stdout
+    assert "classes.:bee:" in told
+    assert "classes.[red]ant" in told
+
+
 def test_cuts_takes_models_of_timm() -> None:
     pytest.importorskip("timm")
     told = json.loads(featx_("cuts", "timm:test_resnet", "l*", "--json").stdout)

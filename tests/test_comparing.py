@@ -180,7 +180,12 @@ def test_groups_that_a_split_kept_whole_are_drawn_and_exchanged_whole(tmp_path: 
         assert entry.report.accuracy == evaluate(path, entry.head).report.accuracy
     clause = "whole groups (12 groups, 0 images alone)"
     assert found.to_dict()["intervals_draw"] == clause
-    assert f"intervals draw, and p exchanges, {clause}" in run("compare", *heads)[1]
+    names = [head.name.removesuffix(".safetensors") for head in heads]
+    assert found.to_dict()["grouped_by"] == names
+    other = fit_head(write_cache(tmp_path / "c.h5", n=240, spread=2.5)).path
+    told = run("compare", heads[0], other)[1]
+    assert "intervals draw, and p exchanges, whole groups (" in told
+    assert ", as the split of a.logistic kept them" in told
 
 
 def _right(paths: list[Path], head: Path) -> np.ndarray:
@@ -221,6 +226,8 @@ def test_without_names_all_heads_of_the_folder_are_ranked(tmp_path: Path) -> Non
     fit_head(path, C=1e-4)
     write_cache(tmp_path / "b.h5", first_image=500)
     (tmp_path / "broken.safetensors").write_bytes(b"no head")
+    write_cache(tmp_path / "c.h5", first_image=900)
+    (tmp_path / "c.tail.safetensors").write_bytes(b"no head")
     code, stdout, stderr = run("compare", "--cache-dir", tmp_path)
     assert code == 0
     assert stdout.count("a.logistic") == 2
@@ -229,6 +236,8 @@ def test_without_names_all_heads_of_the_folder_are_ranked(tmp_path: Path) -> Non
     assert "only p is corrected" not in stderr  # one pair
     assert f"left out: {tmp_path / 'b.h5'}: no head was fitted on it" in stderr.replace("\n", " ")
     assert stderr.count("broken.safetensors") == 1
+    assert "c.tail.safetensors" in stderr
+    assert f"{tmp_path / 'c.h5'}: no head" not in stderr.replace("\n", " ")  # one cannot be read
     code, stdout, _ = run("compare", tmp_path, "--json")
     assert len(json.loads(stdout)["comparisons"][0]["heads"]) == 2
 

@@ -243,6 +243,8 @@ def test_the_interval_is_corrected_for_training_sets_that_share_images() -> None
     assert found.value - found.low == pytest.approx(half)
     assert corrected_interval(values, 0.9, largest=0.99).high == 0.99
     assert corrected_interval([0.7], 0.5).low is None
+    agreed = corrected_interval([0.95, 0.95], 0.5)  # by chance: no reason to be certain
+    assert (agreed.value, agreed.low, agreed.high) == (0.95, None, None)
 
 
 def test_lone_classes_and_unlabelled_images_are_counted(tmp_path: Path) -> None:

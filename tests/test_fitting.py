@@ -223,6 +223,10 @@ def test_errors_say_what_is_missing(tmp_path: Path) -> None:
     one = write_cache(tmp_path / "one.h5", labels=np.zeros(60, np.int64), classes=("only",))
     with pytest.raises(InputError, match=r"at least two classes .* of 1 class \(only\)"):
         fit_head(one)
+    two = np.arange(60) % 2
+    parted = write_cache(tmp_path / "two.h5", labels=two, groups=two, classes=("a", "b"))
+    with pytest.raises(InputError, match=r"of 1 class .*; groups are held out whole, and one that"):
+        fit_head(parted)
     none = write_cache(tmp_path / "none.h5", labels=np.full(60, -1), classes=())
     with pytest.raises(InputError, match="labelled images"):
         fit_head(none)

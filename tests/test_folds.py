@@ -67,7 +67,7 @@ def test_folds_depend_on_the_seed_alone():
     ("labels", "keywords", "message"),
     [
         ([0, 1, 2], {}, "cross-validation needs a class with two images in two groups: got 3"),
-        ([0, 0], {"groups": [1, 1]}, "in 1 groups"),
+        ([0, 0], {"groups": [1, 1]}, r"in 1 groups; add images, name other groups \(one that is a"),
         ([0, 0, -1], {}, "needs a label for every row"),
         ([0, 0], {"n_folds": 1}, "n_folds must be at least 2, got 1"),
     ],

@@ -40,7 +40,7 @@ def test_what_parentheses_hold_is_the_group_and_what_does_not_match_is_alone(
     few = renamed(features, ["x/site_07_1.jpg", "y/site_12_1.jpg", "y/site_07_2.jpg", "z.jpg"])
     found = group_images(few, r"site_(\d+)")
     assert found.groups.tolist() == [0, 1, 0, -1]
-    assert found.source == r"2 groups by 'site_(\\d+)' in the path, 1 image alone"
+    assert found.source == r"2 groups by 'site_(\d+)' in the path, 1 image alone"
 
 
 def test_a_column_of_a_table_beside_the_images_is_the_group(

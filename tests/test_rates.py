@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -53,6 +54,15 @@ def test_each_stage_can_be_the_bottleneck_and_is_named_with_the_numbers(
     found = rates_of(*rates)
     assert found.bottleneck == bottleneck
     assert found.verdict == words
+
+
+def test_a_stage_above_its_limit_was_measured_on_a_busy_machine() -> None:
+    usual = rates_of(560, 25, 40_000, 24)
+    assert "busy" not in usual.verdict
+    forward = StageRate("forward", 25, "pictures", "matrix products", 18)
+    assert replace(usual, forward=forward).verdict.count("The machine was busy") == 1
+    both = replace(rates_of(560, 25, 40_000, 40), forward=forward)
+    assert both.verdict.count("The machine was busy") == 1
 
 
 @pytest.mark.parametrize(

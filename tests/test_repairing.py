@@ -132,6 +132,22 @@ def test_an_image_that_is_gone_costs_its_damaged_row_only(cache: Path) -> None:
     assert verify(cache).ok
 
 
+def test_damaged_rows_are_not_given_up_while_the_whole_folder_is_away(cache: Path) -> None:
+    root = Path(open_cache(cache).root)
+    whole = rows_of(cache)
+    flip(cache, "features", 0)
+    away = root.rename(root.with_name("away"))
+    before = cache.read_bytes()
+    with pytest.raises(
+        InputError, match=r"is not there, and 1 rows .* again: say where .* --image"
+    ):
+        featx.repair(cache)
+    assert cache.read_bytes() == before
+    away.rename(root)
+    featx.repair(cache)
+    assert same(rows_of(cache), whole)
+
+
 def test_an_image_from_a_distant_future_is_mended_too(cache: Path) -> None:
     file = Path(open_cache(cache).root) / "blue" / "blue0.png"
     flip(cache, "features", 0)

@@ -130,7 +130,10 @@ def _print_comparison(found: Comparison) -> None:
     console.print(shown)
     console.print(f"leaks: {_leaks(found)}")
     if (found.groups >= 0).any():
-        console.print(f"intervals draw, and p exchanges, {drawn_by(found.groups)}")
+        console.print(
+            f"intervals draw, and p exchanges, {drawn_by(found.groups)}, as the split of "
+            f"{', '.join(found.grouped_by)} kept them"
+        )
 
 
 def _leaks(found: Comparison) -> str:

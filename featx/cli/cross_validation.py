@@ -75,7 +75,7 @@ def _print(found: CrossValidation) -> None:
         shown = list(found.chosen.items())[:_SHOWN_CHOICES]
         rest = len(found.chosen) - len(shown)
         told = ", ".join(f"{choice} ({count})" for choice, count in shown)
-        tell(f"chosen inside the fits: {told}{f', and {rest} others' if rest else ''}")
+        tell(f"chosen inside the fits: {told}{f' and {rest} more' if rest else ''}")
     tell(f"kept together: {found.groups}. Images of any split the folder has are used alike")
     tell(_leaks(found))
     if found.never_tested:

@@ -32,6 +32,7 @@ from featx.cli.output import (
     tell_failures,
 )
 from featx.cli.stopping import listening
+from featx.counting import counted
 
 if TYPE_CHECKING:
     from featx.extraction import Extraction
@@ -271,7 +272,7 @@ def _account(report: Mapping[str, Any]) -> str:
     peak = report["peak_memory_bytes"]
     memory = f", at most {peak / 2**30:,.1f} GB of memory" if peak else ""
     return (
-        f"{report['images']:,} images in {seconds['wall']:,.1f} s, "
+        f"{counted(report['images'], 'image')} in {seconds['wall']:,.1f} s, "
         f"{report['images_per_s']:,.1f} images/s; slowest was {report['slowest']}, busy "
         f"{busy[report['slowest']]:.0%} of the time (forward {seconds['forward']:,.1f} s, decode "
         f"{seconds['decode']:,.1f} s in {report['workers']} processes, write "

@@ -86,7 +86,8 @@ def _leaks_of_split(fitted: Fit, leaks: Leaks) -> str:
     if not leaks.pairs:
         return f"leaks: none of {held_out} has a duplicate among {trained} (0 exact, {near})"
     return (
-        f"leaks: {len(leaks.pairs):,} of {held_out} have a duplicate among {trained} "
+        f"leaks: {len(leaks.pairs):,} of {held_out} {'has' if len(leaks.pairs) == 1 else 'have'} a "
+        f"duplicate among {trained} "
         f"({leaks.exact:,} exact, {near}); evaluate leaves the exact ones out and gives the "
         "accuracy without the near ones; --group-duplicates keeps duplicates on one side of a "
         "split by seed"

@@ -179,7 +179,7 @@ def verify(
         print_json(facts | ({"kept": mended.decision.kept} if mended is not None else {}))
     elif mended is not None:
         again, lost = mended.report.get("done", 0), mended.report.get("failed", 0)
-        unusable = f"; {lost:,} could not be, see below" if lost else ""
+        unusable = f"; {lost:,} could not be" if lost else ""
         out().print(
             f"{found.path}: repaired; {mended.decision.kept:,} rows copied, "
             f"{again:,} computed again{unusable}"

@@ -233,7 +233,8 @@ def convert_weights(
         typer.Option(
             metavar="OLD=NEW",
             help="What keys begin with, and what is to stand there instead: encoder.= takes it "
-            "off. May be repeated; after --drop-keys, in order.",
+            "off. Wrappers (state_dict), and module., model., net. and the like where all keys "
+            "have them, are off already. May be repeated; after --drop-keys, in order.",
         ),
     ] = None,
     force: Annotated[

@@ -29,12 +29,17 @@ Result = TypeVar("Result")
 
 def out() -> Console:
     """Standard output, for data. Wide where nobody looks, so that no table is folded."""
-    return Console(width=None if sys.stdout.isatty() else 1_000, highlight=False, markup=False)
+    return _console(width=None if sys.stdout.isatty() else 1_000)
 
 
 def err() -> Console:
     """Standard error, for messages and progress."""
-    return Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+    return _console(stderr=True, soft_wrap=True)
+
+
+def _console(**options: Any) -> Console:
+    """Words as they are: names of files, classes and functions may hold what Rich reads as more."""
+    return Console(highlight=False, markup=False, emoji=False, **options)
 
 
 def tell(sentence: str) -> None:

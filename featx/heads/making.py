@@ -38,7 +38,7 @@ def make_head(kind: str, params: Mapping[str, Any], *, device: str, seed: int) -
     unknown = sorted(set(params) - set(known))
     if unknown:
         others = [name for name, cls in KINDS.items() if set(unknown) <= set(cls().get_params())]
-        theirs = f" (of {' and '.join(others)})" if others else ""
+        theirs = f" (of {', '.join(others)})" if others else ""
         raise InputError(
             f"head {kind!r} has no parameter {', '.join(unknown)}{theirs}, nor such an option; its "
             f"own are {', '.join(sorted(known))}"
