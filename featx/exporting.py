@@ -114,7 +114,7 @@ def _format(to: str | None, out: str | os.PathLike[str] | None) -> str:
     chosen = to if to is not None else ending
     if chosen not in FORMATS:
         told = f"got {to!r}" if to is not None else f"and no ending of a file says it ({ending!r})"
-        raise InputError(f"--to must be {', '.join(FORMATS)}, {told}")
+        raise InputError(f"--to must be {', '.join(FORMATS)}, {told}; state-dict is of a head")
     if out is not None and ending != chosen:
         raise InputError(f"--out names a {chosen} file, which ends in .{chosen}, got {str(out)!r}")
     return chosen

@@ -215,8 +215,10 @@ def _factory(name: str) -> Callable[..., Any]:
     if callable(found):
         return found
     callables = [key for key, value in vars(module).items() if callable(value) and key[0] != "_"]
-    near = nearest(attribute, callables) or callables[:3]
-    hint = f"; there are {', '.join(near)}" if near else ""
+    near = nearest(attribute, callables)
+    hint = f"; it has {', '.join(callables[:3])}" if callables else ""
+    if near:
+        hint = f"; did you mean {' or '.join(near)}?"
     raise InputError(
         f"--backbone {name}: module {module_name} has no function or class {attribute!r}{hint}"
     )

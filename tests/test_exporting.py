@@ -415,7 +415,7 @@ def test_parquet_without_pyarrow_names_the_extra(
     ("arguments", "error"),
     [
         ({}, "--to must be parquet, npz, csv, and no ending of a file says it"),
-        ({"to": "xlsx"}, "--to must be parquet, npz, csv, got 'xlsx'"),
+        ({"to": "xlsx"}, "--to must be parquet, npz, csv, got 'xlsx'; state-dict is of a head"),
         (
             {"to": "csv", "out": "b.npz"},
             r"--out names a csv file, which ends in \.csv, got 'b.npz'",

@@ -163,7 +163,7 @@ def test_a_module_in_the_current_folder_comes_before_others_of_its_name(
         ("nets_of_mine.deeper:make", r"no module 'nets_of_mine.deeper'|is not a package"),
         ("broken_nets:make", r"importing broken_nets failed: ModuleNotFoundError: No module named "
          r"'not_installed_anywhere' \(.*broken_nets.py, line 1\)"),
-        ("nets_of_mine:Tyni", "has no function or class 'Tyni'; there are Tiny"),
+        ("nets_of_mine:Tyni", "has no function or class 'Tyni'; did you mean Tiny"),
         ("nets_of_mine:number", "has no function or class 'number'"),
         ("nets_of_mine:a.b", "expected package.module:factory"),
         ("nets-of-mine:make", "expected package.module:factory"),

@@ -264,7 +264,7 @@ def fit_head(
     if shots is not None:
         if out_file is not None or force or like or final or more or head == "all":
             raise InputError("--shots writes no head: leave --out, --force, --like, --final, "
-                             "--calibrate and duplicates away, "
+                             "--calibrate, --group-duplicates and --duplicate-threshold away, "
                              "and name one kind of head")  # fmt: skip
         keywords = {**where, **common, **params, **given(head=head, repeats=repeats)}
         few_shot(cache, shots=shots, curves=curves, json_output=json_output, **keywords)
