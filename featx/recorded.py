@@ -16,7 +16,7 @@ from featx.passes import Pipeline
 from featx.pipeline import MAX_SAMPLES, build_pipeline, pixel_pipeline
 from featx.specs import PIXEL_TYPE, ExtractOptions
 from featx.transforms import Transform
-from featx.weight_files import is_local_weights, sha256_file
+from featx.weight_files import check_made_with, is_local_weights, sha256_file
 
 if TYPE_CHECKING:
     from featx.frozen import Backbone
@@ -115,13 +115,7 @@ def _is_of_pixels(spec: Mapping[str, Any]) -> bool:
 
 
 def _check_weights(spec: Mapping[str, Any], found: str, weights: str) -> None:
-    """Refuse weights that are not those that made the features."""
-    if found != spec["weights_sha256"]:
-        raise HeadError(
-            f"the features were made with {spec['backbone']} weights of SHA-256 "
-            f"{spec['weights_sha256'][:16]}…, but {weights!r} has {found[:16]}…; "
-            "give the right file with --weights"
-        )
+    check_made_with(spec["weights_sha256"], found, backbone=spec["backbone"], weights=weights)
 
 
 def _check_code(spec: Mapping[str, Any], found: str, backbone: str) -> None:
@@ -253,21 +247,16 @@ def _check_recorded_file(
 
     The record may come from a stranger: it must not make featx parse a file of its choosing.
     """
-    path, wanted = recorded.get("path") or "", f"SHA-256 {spec['weights_sha256'][:16]}…"
+    path = recorded.get("path") or ""
     if weights is not None or not path:
         return
     if is_local_weights(path):
-        found = sha256_file(path)
-        if found != spec["weights_sha256"]:
-            raise HeadError(
-                f"the features were made with {spec['backbone']} weights of {wanted}, but {path} "
-                f"has {found[:16]}…; give the right file with --weights"
-            )
+        _check_weights(spec, sha256_file(path), path)
     elif Path(path).name == recorded["name"]:
         gone = "is no plain file of weights" if Path(path).exists() else "is no longer there"
         raise WeightsError(
-            f"the features were made with {spec['backbone']} weights from {path} ({wanted}), "
-            f"which {gone}; give the file with --weights"
+            f"the features were made with {spec['backbone']} weights from {path} (SHA-256 "
+            f"{spec['weights_sha256'][:16]}…), which {gone}; give the file with --weights"
         )
 
 

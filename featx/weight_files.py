@@ -8,7 +8,7 @@ import stat
 from pathlib import Path
 from typing import Final
 
-from featx.errors import WeightsError
+from featx.errors import HeadError, WeightsError
 
 _CHUNK_BYTES: Final = 1 << 20
 _MAX_BYTES: Final = 64 * 2**30  # the largest published networks for images have some 25 GB
@@ -42,6 +42,26 @@ def sha256_file(path: str | os.PathLike[str]) -> str:
     except OSError as error:
         raise WeightsError(f"weights file {path} cannot be read: {error.strerror}") from error
     return digest.hexdigest()
+
+
+def check_made_with(made_with: str, found: str, *, backbone: str, weights: str) -> None:
+    """Refuse weights that are not those that made some features.
+
+    Parameters
+    ----------
+    made_with, found : SHA-256 of those that did, and of those at hand.
+    backbone, weights : whose they are, and where those at hand were looked for.
+
+    Raises
+    ------
+    HeadError
+        They are others.
+    """
+    if made_with != found:
+        raise HeadError(
+            f"the features were made with {backbone} weights of SHA-256 {made_with[:16]}…, but "
+            f"{weights} has {found[:16]}…; give the right file with --weights"
+        )
 
 
 def is_local_weights(path: str | os.PathLike[str]) -> bool:

@@ -27,6 +27,7 @@ from featx.heads.tail_rows import TailRows, checked_matrix
 from featx.heads.tail_settings import TailSettings
 from featx.own_network import is_own
 from featx.transforms import Transform
+from featx.weight_files import check_made_with
 
 if TYPE_CHECKING:
     from featx.heads.tail_network import Tail
@@ -249,12 +250,10 @@ class TailHead(TailSettings):
 
             backbone = load_backbone(self.backbone, weights=self.weights, seed=self.weights_seed)
             network, transform = backbone.network, given or backbone.transform
-            if self.weights_sha256 not in (None, backbone.weights_sha256):
-                raise HeadError(
-                    f"the features were made with {self.backbone} weights of SHA-256 "
-                    f"{self.weights_sha256[:16]}…, but {self.weights!r} has "
-                    f"{backbone.weights_sha256[:16]}…; give the right file with --weights"
-                )
+            if self.weights_sha256 is not None:
+                found = backbone.weights_sha256
+                told = {"backbone": self.backbone, "weights": self.weights}
+                check_made_with(self.weights_sha256, found, **told)
         self.crop_ = 0 if transform is None else transform.crop
         self.pixels_, self.whole_ = X.dtype == np.uint8, extent is not None
         if self.pixels_ and self.cut != "input":
