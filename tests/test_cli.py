@@ -367,7 +367,7 @@ def test_the_grid_of_c_is_a_name_or_numbers(
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("all", "cs must be default, dinov2 or several numbers above 0, got 'all'"),
+        ("all", "featx: --cs must be default, dinov2 or several numbers above 0, got 'all'"),
         ("1;2", "--cs takes numbers separated by commas, got '1;2'"),
         ("-1,2", "several numbers above 0, got (-1.0, 2.0)"),
     ],
@@ -501,6 +501,27 @@ def test_cuts_lists_where_a_network_can_be_cut() -> None:
     assert "also takes features.3.squeeze_activation; --all shows them" in refused.output
     refused = featx_("cuts", "squeezenet1_1", "penultimat", code=2)
     assert "no cut penultimat; did you mean penultimate? `featx cuts squeeze" in refused.output
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("extract . --store int8", "featx: --store must be float32 or float16, got 'int8'"),
+        ("extract . --on-error ask", "featx: --on-error must be record or stop"),
+        ("extract . --store-size 300", "featx: --store-size is of pixels"),
+        ("fit-head a.h5 --max-iter 3 --head knn", "featx: head 'knn' has no parameter max_iter"),
+        (
+            "fit-head a.h5 --head linear --no-standardise --optimizer x",
+            "featx: --optimizer must be",
+        ),
+        ("fit-head no_such.h5", "featx: there is no cache at no_such.h5"),
+    ],
+)
+def test_messages_begin_with_the_option_that_was_typed(
+    tmp_path: Path, words: str, told: str
+) -> None:
+    write_cache(tmp_path / "a.h5")
+    assert told in featx_(*words.split(), code=4 if "no_such" in words else 2).stderr
 
 
 def test_names_are_printed_as_they_are(tmp_path: Path) -> None:

@@ -91,8 +91,8 @@ def extract(
             help="fast (within 1 of 255 of the published preprocessing) or exact (bit for bit)."
         ),
     ] = "fast",
-    store: Annotated[
-        str, typer.Option(help="float32 or float16; pixels (--cut input) are uint8.")
+    dtype: Annotated[
+        str, typer.Option("--store", help="float32 or float16; pixels (--cut input) are uint8.")
     ] = "float32",
     store_size: Annotated[
         int | None,
@@ -187,7 +187,7 @@ def extract(
         precision=precision,
         batch_size=batch_size,
         workers=workers,
-        dtype=store,
+        dtype=dtype,
         store_size=store_size,
         cut=(cut or [ExtractOptions.cut])[0],
         transform=given(

@@ -10,11 +10,12 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Final, ParamSpec, TypeVar
+from typing import Any, Final, ParamSpec, TypeVar, get_type_hints
 
 import typer
 from rich.console import Console
 from rich.table import Table
+from typer.models import OptionInfo
 
 from featx.counting import counted
 from featx.errors import EXIT_INTERRUPTED, EXIT_SOME_FAILED, EXIT_UNEXPECTED, FeatxError
@@ -79,7 +80,7 @@ def command(function: Callable[Params, Result]) -> Callable[Params, Result]:
             with cleaning_up():
                 return function(*args, **kwargs)
         except FeatxError as error:
-            tell(f"featx: {error}")
+            tell(f"featx: {_of_option(str(error), function)}")
             raise typer.Exit(error.exit_code) from error
         except KeyboardInterrupt as error:
             tell("featx: interrupted")
@@ -105,6 +106,21 @@ def command(function: Callable[Params, Result]) -> Callable[Params, Result]:
             raise typer.Exit(EXIT_UNEXPECTED) from error
 
     return guarded
+
+
+def _of_option(message: str, function: Callable[..., Any]) -> str:
+    """A message that begins with a parameter's name, with its option instead, which people type."""
+    name, _, rest = message.partition(" ")
+    if "_" not in name and not rest.startswith("must "):
+        return message  # a word of a sentence
+    hint = get_type_hints(function, include_extras=True).get(name)
+    for info in getattr(hint, "__metadata__", ()):
+        if isinstance(info, OptionInfo):
+            # In Annotated, Typer's first argument is the first name, not the default.
+            names = (info.default, *(info.param_decls or ()), "--" + name.replace("_", "-"))
+            option = next(one for one in names if isinstance(one, str) and one.startswith("--"))
+            return f"{option.partition('/')[0]} {rest}"
+    return message
 
 
 def _out_of_memory(error: Exception) -> bool:
