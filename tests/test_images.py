@@ -146,11 +146,11 @@ def test_images_beside_class_folders_are_unlabelled_and_counted(tmp_path: Path) 
     make(tmp_path / "birds", "a.jpg", "z.jpg", "owl/1.jpg", "wren/1.jpg")
     table = list_images(tmp_path / "birds")
     assert table.labels.tolist() == [-1, 0, 1, -1]
-    assert table.notes == ("2 images directly in birds/ have no class folder: unlabelled",)
+    assert table.notes == ("2 images directly in birds/, in no class: unlabelled",)
     make(tmp_path / "split", "train/1.jpg", "train/owl/2.jpg", "val/wren/3.jpg")
     table = list_images(tmp_path / "split")
     assert rows(table)[0] == ("train/1.jpg", None, 1)
-    assert table.notes == ("1 images directly in a split folder are unlabelled",)
+    assert table.notes == ("1 image directly in a split folder: unlabelled",)
 
 
 def test_a_single_class_is_listed_and_noted(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ SHELVES: tuple[frozenset[str], ...] = tuple(
         (
             {"errors", "counting", "spelling"},
             {"datasets", "units"},
+            {"image_sources"},
             {
                 "metrics",
                 "splits",
@@ -29,8 +30,8 @@ SHELVES: tuple[frozenset[str], ...] = tuple(
                 "image_hashes",
                 "image_headers",
                 "image_lists",
+                "image_folders",
                 "image_modes",
-                "image_sources",
                 "weight_files",
                 "interrupts",
                 "own_network",
