@@ -14,6 +14,7 @@ from featx.folds import cross_validation_folds
 from featx.heads import LR_GRID, LinearHead, MLPHead
 from featx.heads import base as base_module
 from featx.heads import rows as rows_module
+from featx.heads.epochs import _without_loss
 from featx.heads.rows import Rows
 from featx.heads.stack import Stack
 from featx.heads.training import _evaluate, matmul_precision
@@ -116,6 +117,32 @@ def test_without_validation_rows_a_stratified_part_is_set_aside_and_not_learnt_f
     given = LinearHead(epochs=4, random_state=2).fit(X[train], y[train], X_val=X[val], y_val=y[val])
     assert np.array_equal(head.coefs_[0], given.coefs_[0])
     assert head.history_ == given.history_
+
+
+@pytest.mark.parametrize(
+    "head", [LinearHead(epochs=60, lr=0.05), MLPHead((8,), epochs=60, lr=0.05)]
+)
+def test_a_class_of_one_group_is_trained_on_whatever_is_set_aside(head):
+    rng = np.random.default_rng(0)
+    y = np.repeat([0, 1, 2], 40)
+    groups = np.concatenate([np.zeros(40, int), 1 + np.arange(80) // 4])  # the first class is one
+    X = (rng.normal(size=(120, 6)) + 4 * np.eye(3)[y].repeat(2, axis=1)).astype(np.float32)
+    head.fit(X, y, groups=groups)
+    assert head.n_set_aside_ > 0
+    assert (head.predict(X[:40]) == 0).all()
+
+
+def test_where_every_fold_has_a_class_of_its_own_its_groups_are_trained_on_whole():
+    groups = np.repeat([0, 1, 2, 3], 5)
+    folds = [  # the last row of either fold is the only one of its class
+        (np.arange(10), np.arange(10, 19)),
+        (np.arange(10, 20), np.arange(9)),
+    ]
+    kept, aside = _without_loss(folds, 20, groups)
+    assert aside.tolist() == [10, 11, 12, 13, 14]
+    assert kept.tolist() == [*range(10), *range(15, 20)]
+    with pytest.raises(InputError, match="every group that could be has a class of its own"):
+        _without_loss([(np.arange(10), np.arange(10, 19))], 20, np.repeat([0, 1], 10))
 
 
 def test_where_no_row_can_be_set_aside_the_last_epoch_is_kept_and_that_is_told():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -78,9 +78,10 @@ class EpochsHead(Head):
             )
         n_folds = max(2, round(1 / self.validation_fraction))
         try:
-            return cross_validation_folds(
+            folds = cross_validation_folds(
                 y, n_folds=n_folds, groups=groups, seed=self.random_state
-            )[0]
+            )
+            return _without_loss(folds, len(y), groups)
         except InputError as why:
             if n_networks > 1:
                 raise InputError(
@@ -116,3 +117,22 @@ class EpochsHead(Head):
             lambda v: v is None or v in ("fp32", "tf32", "bf16", "fp16"),
             "fp32, tf32, bf16 or fp16",
         )
+
+
+def _without_loss(
+    folds: Sequence[tuple[IntArray, IntArray]], n: int, groups: Any
+) -> tuple[IntArray, IntArray]:
+    """Rows to train on and to set aside, of a fold in which every class is trained on.
+
+    A fold whose validated rows would hold the whole of a class leaves that class out of both of
+    its parts; another fold is taken then. Where all do so, those rows are trained on, and with
+    them the groups they are in.
+    """
+    kept, aside = max(folds, key=lambda fold: len(fold[0]) + len(fold[1]))  # the first such
+    lost = np.setdiff1d(np.arange(n), np.concatenate([kept, aside]))
+    if len(lost) and groups is not None:
+        there = np.asarray(groups)
+        aside = aside[~np.isin(there[aside], there[lost][there[lost] >= 0])]
+    if not len(aside):
+        raise InputError("every group that could be has a class of its own")
+    return np.setdiff1d(np.arange(n), aside), aside
