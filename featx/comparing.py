@@ -211,7 +211,8 @@ def leaderboard(
 ) -> Leaderboard:
     """Every head of a folder, beside those that can be tested on the same images.
 
-    Heads are put together where at least half of the test images of either are the other's too.
+    Heads are put together where at least half of the test images of either are the other's too,
+    and all of these have the same labels.
     Caches without a head are named as skipped.
 
     Parameters
@@ -238,7 +239,7 @@ def leaderboard(
             skipped[head] = str(why)
             continue
         used.add(tested.evaluation.cache.resolve())
-        fitting = [group for group in together if _overlaps(group[0], tested)]
+        fitting = [group for group in together if _fits(group, tested)]
         if fitting:
             fitting[0].append(tested)
         else:
@@ -267,9 +268,14 @@ def _tested(head: Path) -> _Tested:
     return _Tested(load_recorded(head), evaluation, rows)
 
 
-def _overlaps(a: _Tested, b: _Tested) -> bool:
-    n_common = len(a.rows.keys() & b.rows.keys())
-    return n_common >= _SAME_TEST * max(len(a.rows), len(b.rows))
+def _fits(group: Sequence[_Tested], one: _Tested) -> bool:
+    """Whether a head is tested on enough of the images of the others, by the same labels."""
+    shared = set.intersection(*(set(other.rows) for other in group))
+    common = shared & one.rows.keys()
+    first = group[0]
+    return len(common) >= _SAME_TEST * max(len(shared), len(one.rows)) and all(
+        _label(first, sha256) == _label(one, sha256) for sha256 in common
+    )
 
 
 def _head_of(path: Path) -> Path:

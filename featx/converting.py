@@ -99,7 +99,11 @@ def _tried(state: Mapping[str, Tensor], backbone: str, source: str) -> tuple[str
             notes = load_backbone(backbone, weights=trial).notes
         except WeightsError as error:
             raise WeightsError(str(error).replace(str(trial), source)) from error
-        return tuple(n.replace(str(trial), source) for n in notes if str(trial) in n)
+        return tuple(
+            n.replace(str(trial), source)
+            for n in notes
+            if not n.startswith(("transform", "timm asks"))
+        )
 
 
 def _matching(state: Mapping[str, Tensor], patterns: Sequence[str]) -> tuple[str, ...]:

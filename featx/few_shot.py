@@ -20,11 +20,11 @@ from featx.featureset import FeatureSet, load_intact
 from featx.folds import leave_out_units
 from featx.grouping import drawn_by, group_images
 from featx.heads.base import Head
-from featx.heads.making import fit_on, make_head
+from featx.heads.making import fit_on, make_head, probabilities_of
 from featx.metrics import Estimate
 from featx.metrics.bootstrap import units
 from featx.recorded import settle_on_features
-from featx.splits import TEST_FRACTION, Split, make_split
+from featx.splits import TEST_FRACTION, Split, check_fraction, make_split
 from featx.workspace import newest_cache
 
 IntArray = npt.NDArray[np.int64]
@@ -110,7 +110,7 @@ def learning_curve(
     shots: Sequence[int] = SHOTS,
     repeats: int = 10,
     seed: int = 0,
-    test_fraction: float = TEST_FRACTION,
+    test_fraction: float | None = None,
     group: str | None = None,
     device: str = "auto",
     cache_dir: str | os.PathLike[str] = "cache",
@@ -137,7 +137,7 @@ def learning_curve(
     shots : images a class, each 1 or more.
     repeats : how often they are drawn.
     seed : of the split, where the folder has none of its own, of the draws, and of the heads.
-    test_fraction : held out, where the folder has no split of its own.
+    test_fraction : held out, where the folder has no split of its own; 0.2.
     group : which images belong together, as for `fit_head`.
     device : where to fit.
     advance : called after each fit with the number of fits done and of all.
@@ -156,13 +156,14 @@ def learning_curve(
     """
     wanted = _checked(shots, repeats)
     features = load_intact(cache if cache is not None else newest_cache(cache_dir))
+    check_fraction(test_fraction, features.y, features.split_codes, features.path)
     grouping = group_images(features, group)
     split = make_split(
         features.y,
         features.split_codes,
         groups=grouping.groups,
         seed=seed,
-        test_fraction=test_fraction,
+        test_fraction=TEST_FRACTION if test_fraction is None else test_fraction,
     )
     device = resolve_device(device).name
     plain = make_head(head, params, device=device, seed=seed)
@@ -173,6 +174,7 @@ def learning_curve(
     jobs.append((int(counts.max()), -1))  # all of them, once
     tested = _unleaked(features, split)
     X_test, y_test = features.X[tested], features.y[tested]
+    extent = None if features.extent is None else features.extent[tested]
     rights: dict[int, list[npt.NDArray[np.bool_]]] = {}
     heard: dict[type[Warning], list[str]] = {}
     for done, (shot, repeat) in enumerate(jobs, 1):
@@ -181,11 +183,19 @@ def learning_curve(
         _fix_unchosen(estimator, features.y[rows], grouping.groups[rows])
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            fit_on(estimator, features.X, features.y, rows, groups=grouping.groups)
+            fit_on(
+                estimator,
+                features.X,
+                features.y,
+                rows,
+                groups=grouping.groups,
+                extent=features.extent,
+            )
         for warning in caught:
             heard.setdefault(warning.category, []).append(str(warning.message))
+        best = probabilities_of(estimator, X_test, extent).argmax(axis=1)
         rights.setdefault(shot if repeat >= 0 else 0, []).append(
-            np.asarray(estimator.predict(X_test) == y_test)
+            np.asarray(estimator.classes_[best] == y_test)
         )
         if advance is not None:
             advance(done, len(jobs))

@@ -24,7 +24,7 @@ from featx.heads.making import fit_on, make_head
 from featx.leaks import Leaks, find_leaks
 from featx.protocol import data_digest, describe, plain
 from featx.recorded import settle_on_features
-from featx.splits import TEST_FRACTION, Split, make_split
+from featx.splits import TEST_FRACTION, Split, check_fraction, has_own_split, make_split
 from featx.workspace import newest_cache
 
 CHECKPOINT: Final = ".checkpoint"  # behind the name of a head that is being trained
@@ -133,11 +133,7 @@ def fit_head(
     split = make_split(
         features.y, features.split_codes, groups=features.groups, seed=seed, test_fraction=fraction
     )
-    if test_fraction is not None and _has_own_split(features):
-        raise InputError(
-            f"the images of {features.path} have a split of their own ({split.source}): "
-            "leave --test-fraction away"
-        )
+    check_fraction(test_fraction, features.y, features.split_codes, features.path)
     _check_classes(features, split)
     if calibrate and estimator.OF_FEATURES and features.extent is not None and not len(split.val):
         raise InputError(
@@ -237,13 +233,14 @@ def fit_like(
         and value != defaults[name]
     }
     features = load(cache if cache is not None else newest_cache(cache_dir))  # checked below
+    fraction = settings["test_fraction"]
     return fit_head(
         features.path,
         head=file.kind,
         out=out,
         force=force,
         seed=settings["seed"],
-        test_fraction=None if _has_own_split(features) else settings["test_fraction"],
+        test_fraction=None if has_own_split(features.y, features.split_codes) else fraction,
         group=settings.get("group"),
         device=device,
         calibrate=settings.get("calibrate", False),
@@ -287,11 +284,6 @@ def keep(
         },
     )
     return Fit(path, load_head(path), split, features, leaks, replaced)
-
-
-def _has_own_split(features: FeatureSet) -> bool:
-    """Whether the images came in a training part and another."""
-    return len(set(features.split.tolist()) - {""}) > 1
 
 
 def _check_classes(features: FeatureSet, split: Split) -> None:

@@ -56,7 +56,7 @@ def seeded(seed: int) -> Iterator[None]:
     """Within, PyTorch's one generator starts from `seed`, for one thread at a time."""
     # devices=[]: the networks are built on the CPU, so only its generator is forked.
     with _GENERATOR, torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed sets those of GPUs too
         yield
 
 

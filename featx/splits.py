@@ -65,6 +65,22 @@ class Split:
     notes: tuple[str, ...] = ()
 
 
+def has_own_split(labels: npt.ArrayLike, split_codes: npt.ArrayLike) -> bool:
+    """Whether the labelled images (n,) came in a training part and another, by codes (n,)."""
+    codes = np.asarray(split_codes)[np.asarray(labels) >= 0]
+    return len(set(codes.tolist()) - {0}) > 1
+
+
+def check_fraction(
+    fraction: float | None, labels: npt.ArrayLike, split_codes: npt.ArrayLike, path: object
+) -> None:
+    """Refuse a share to hold out, where it is given, of images that have a split of their own."""
+    if fraction is not None and has_own_split(labels, split_codes):
+        raise InputError(
+            f"the images of {path} have a split of their own: leave --test-fraction away"
+        )
+
+
 def make_split(
     labels: npt.ArrayLike,
     split_codes: npt.ArrayLike,

@@ -242,6 +242,18 @@ def test_without_names_all_heads_of_the_folder_are_ranked(tmp_path: Path) -> Non
     assert len(json.loads(stdout)["comparisons"][0]["heads"]) == 2
 
 
+def test_heads_of_other_labels_for_the_same_images_have_a_table_of_their_own(
+    tmp_path: Path,
+) -> None:
+    labels, split = np.arange(120) % 3, np.array([1, 1, 1, 3], np.uint8)[np.arange(120) % 4]
+    for name, of_first in (("a.h5", 0), ("b.h5", 0), ("c.h5", 1)):
+        labels[3] = of_first  # of a test image
+        fit_head(write_cache(tmp_path / name, n=120, labels=labels, split=split))
+    board = leaderboard(tmp_path, bootstrap=0)
+    names = [[entry.name for entry in found.entries] for found in board.comparisons]
+    assert sorted(map(sorted, names)) == [["a.logistic", "b.logistic"], ["c.logistic"]]
+
+
 def test_every_head_is_fitted_on_one_split_and_ranked(tmp_path: Path) -> None:
     path = write_cache(tmp_path / "a.h5", spread=1.5)
     told = []

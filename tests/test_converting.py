@@ -51,6 +51,13 @@ def test_dropped_and_renamed_keys_give_the_networks_weights(
     assert backbone.untrained == ("fc.weight", "fc.bias")
 
 
+def test_values_that_are_no_numbers_are_told(own: dict[str, torch.Tensor], tmp_path: Path) -> None:
+    state = own | {"fc.bias": torch.full_like(own["fc.bias"], float("nan"))}
+    torch.save(state, tmp_path / "nan.pth")
+    (note,) = convert_weights(tmp_path / "nan.pth", tmp_path / "new.pth", backbone=NAME).notes
+    assert "hold values that are not finite (fc.bias" in note
+
+
 @pytest.mark.parametrize(
     ("drop", "rename", "words"),
     [

@@ -111,7 +111,9 @@ def test_where_every_class_drawn_is_of_one_group_a_heads_fixed_setting_is_taken(
     path = write_cache(tmp_path / "a.h5", groups=groups)
     fitted: list[tuple[int, dict[str, Any]]] = []
 
-    def watched(estimator: Any, X: Any, y: Any, rows: Any, *, groups: np.ndarray) -> None:
+    def watched(
+        estimator: Any, X: Any, y: Any, rows: Any, *, groups: np.ndarray, extent: None
+    ) -> None:
         assert len(np.unique(groups[rows])) == 3
         fitted.append((len(rows), estimator.get_params()))
         fit_on(estimator, X, y, rows, groups=groups)
@@ -194,6 +196,14 @@ def test_arguments_that_cannot_be_used_are_refused(
     path = write_cache(tmp_path / "a.h5")
     with pytest.raises(InputError, match=words):
         learning_curve(path, **keywords)
+
+
+def test_a_fraction_is_refused_where_the_images_have_a_split(tmp_path: Path) -> None:
+    split = np.array([1, 1, 1, 3], np.uint8)[np.arange(60) % 4]
+    path = write_cache(tmp_path / "a.h5", split=split)
+    with pytest.raises(InputError, match="have a split of their own: leave --test-fraction away"):
+        learning_curve(path, shots=(1,), test_fraction=0.5)
+    assert learning_curve(path, shots=(1,), repeats=1, device="cpu").n_test == 15
 
 
 def test_the_command_prints_the_curve_and_draws_it(tmp_path: Path) -> None:

@@ -235,8 +235,18 @@ def test_errors_say_what_is_missing(tmp_path: Path) -> None:
 def test_a_fraction_is_refused_where_the_images_have_a_split_of_their_own(tmp_path: Path) -> None:
     split = np.where(np.arange(60) % 5 == 0, 2, 1).astype(np.uint8)
     path = write_cache(tmp_path / "a.h5", split=split)
-    with pytest.raises(InputError, match=r"have a split of their own .*leave --test-fraction away"):
+    with pytest.raises(InputError, match=r"have a split of their own: leave --test-fraction away"):
         fit_head(path, test_fraction=0.5)
+
+
+def test_a_part_without_labels_is_no_split_of_ones_own(tmp_path: Path) -> None:
+    split = np.where(np.arange(60) % 5 == 0, 3, 1).astype(np.uint8)
+    labels = np.where(split == 3, -1, np.arange(60) % 3)
+    path = write_cache(tmp_path / "a.h5", split=split, labels=labels)
+    fit = fit_head(path, test_fraction=0.5)
+    assert len(fit.split.held_out) == 24
+    again = fit_like(fit.path, path, out=tmp_path / "b.safetensors")
+    assert again.path.read_bytes() == fit.path.read_bytes()
 
 
 def test_load_takes_the_fraction_that_the_head_was_fitted_with(tmp_path: Path) -> None:

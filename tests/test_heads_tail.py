@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import subprocess
 import sys
+import warnings
 from itertools import pairwise
 
 import numpy as np
@@ -315,6 +316,25 @@ def test_a_training_goes_on_from_its_last_epoch_and_keeps_the_best_one_before(tm
     assert resumed.history_ == whole.history_
 
 
+def test_a_training_is_not_gone_on_with_where_any_value_has_changed(tmp_path):
+    X, y = (np.concatenate([values] * 5) for values in features())  # 240 rows
+    path = tmp_path / "a.checkpoint"
+    for changed in (False, True):
+        X[101].flat[-1] += 0.01 * changed
+        rows = []
+        with warnings.catch_warnings(record=True) as heard:
+            warnings.simplefilter("always")
+            head(tiny()).fit(X, y, checkpoint=path, told=rows.append)
+        assert [row["epoch"] for row in rows] == [1, 2, 3]
+        assert len(heard) == changed
+
+
+def test_a_fit_leaves_the_generators_of_gpus_alone(monkeypatch):
+    unfitted = head(tiny())
+    monkeypatch.setattr("torch.cuda.manual_seed_all", None)  # what torch.manual_seed calls
+    unfitted.fit(*features())
+
+
 @pytest.mark.parametrize("change", ["lr", "labels", "values", "weights"])
 def test_a_checkpoint_of_another_training_is_told_and_not_gone_on_with(tmp_path, change):
     X, y = features()
@@ -339,6 +359,9 @@ def test_a_checkpoint_of_another_training_is_told_and_not_gone_on_with(tmp_path,
         )
     assert epochs == [1, 2, 3]
     assert (tmp_path / "a.checkpoint.old").read_bytes() == before  # hours, perhaps
+    with pytest.warns(UserWarning, match="now called a.checkpoint.old2"):
+        head(tiny(), lr=0.3).fit(X, y, checkpoint=path)
+    assert (tmp_path / "a.checkpoint.old").read_bytes() == before
 
 
 @pytest.mark.parametrize("change", ["rows", "labels", "validation rows", "validation labels"])

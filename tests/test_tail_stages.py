@@ -106,8 +106,10 @@ def test_whole_pictures_are_augmented_and_predicted_as_files_are(tmp_path, colou
     assert np.array_equal(files.probabilities, cached.probabilities)
     with pytest.raises(InputError, match=r"\(--store-size\) needs validation images"):
         fit_head(cache, **QUICK, calibrate=True)
-    with pytest.raises(InputError, match="whole pictures need their extent"):
-        featx.learning_curve(cache, head="tail", shots=[1], repeats=1, epochs=1, device="cpu")
+    asked = {"head": "tail", "epochs": 1, "device": "cpu", "augment": "crop,flip"}
+    curve = featx.learning_curve(cache, shots=[1], repeats=1, **asked)
+    tested = featx.evaluate(head=fit.path, bootstrap=0).report.accuracy.value
+    assert curve.points[-1].accuracies == (tested,)  # on all images it is the same head
 
 
 def test_training_on_pixels_may_start_from_other_weights_than_those_recorded(tmp_path, cache):
@@ -279,6 +281,17 @@ def test_a_training_that_goes_on_says_so(capsys):
         told(ROW | {"epoch": 1})
         told(ROW | {"epoch": 2})
     assert "going on" not in capsys.readouterr().err
+
+
+def test_ctrl_c_in_the_final_fit_does_not_promise_what_the_first_had(cache, tmp_path, monkeypatch):
+    def interrupted(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("featx.finalising.fit_final", interrupted)
+    options = ["--head", "tail", "--epochs", "2", "--device", "cpu", "--final"]
+    ended = run("fit-head", str(cache), *options, "--out", str(tmp_path / "a.safetensors"))
+    assert ended.exit_code == 130
+    assert "kept up to epoch" not in ended.output
 
 
 def test_ctrl_c_says_what_is_kept():

@@ -289,10 +289,11 @@ def fit_head(
             fitted = fit(
                 cache, head=head or "logistic", out=out_file, force=force, told=told, **keywords
             )
-        made = fitted
-        if final:
-            from featx.finalising import fit_final
+    made = fitted
+    if final:
+        from featx.finalising import fit_final
 
+        with telling_epochs() as told:  # a training of its own
             made = fit_final(fitted.path, force=force, device=device, told=told)
     if json_output:
         print_json({"head": str(made.path), **made.file.metadata})

@@ -58,7 +58,10 @@ class Checkpoint:
                     )
                 return state, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         except (SafetensorError, OSError, ValueError, RecursionError) as why:
-            aside = self.path.with_name(f"{self.path.name}.old")
+            aside, number = self.path.with_name(f"{self.path.name}.old"), 1
+            while aside.exists():
+                number += 1
+                aside = self.path.with_name(f"{self.path.name}.old{number}")
             try:
                 self.path.replace(aside)
             except OSError as error:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +17,8 @@ from featx.augmentation import Augmentation, plain
 from featx.errors import InputError
 from featx.heads.base import FloatArray, IntArray
 from featx.transforms import Transform
+
+_HASHED_BYTES: Final = 1 << 24  # read at a time
 
 
 @dataclass(frozen=True)
@@ -66,6 +70,17 @@ class TailRows:
         if not bool(torch.isfinite(x).all()):
             raise InputError("features hold values that are NaN or infinite")
         return x
+
+    def add_to(self, digest: hashlib._Hash) -> None:
+        """Bring every value of the rows into a hash, in the order of the file, as it is stored."""
+        rows = np.sort(self.rows)
+        step = max(1, _HASHED_BYTES // (math.prod(self.X.shape[1:]) * self.X.dtype.itemsize))
+        digest.update(str((self.X.dtype.str, self.shape, self.transform)).encode())
+        digest.update(np.stack([self.mean, self.scale]).tobytes())
+        for start in range(0, len(rows), step):
+            digest.update(np.ascontiguousarray(self.X[rows[start : start + step]]).data)
+        if self.extent is not None:
+            digest.update(np.ascontiguousarray(self.extent[rows]).data)
 
     def _normalised(
         self, pixels: Tensor, extent: IntArray | None, generator: torch.Generator | None

@@ -23,7 +23,6 @@ from featx.heads.tail_rows import TailRows, batches_of
 from featx.heads.training import Candidate, is_over, matmul_precision, note
 from featx.weights import state_dict_sha256
 
-_SAMPLED: Final = 64  # rows whose values enter the digest of a checkpoint
 _DTYPES: Final = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 Told = Callable[[Mapping[str, Any]], None]
@@ -89,7 +88,7 @@ class Training:
             self._run(checkpoint, told)
 
     def digest(self, settings: Mapping[str, Any]) -> str:
-        """Of all that decides its bits: settings, starting values, labels, which rows, and some."""
+        """Of all that decides its bits: settings, starting values, labels and every row."""
         told = {
             "settings": dict(settings),
             "device": self.rows.device,
@@ -103,8 +102,7 @@ class Training:
             digest.update(y.cpu().numpy().astype("<i8").tobytes())
             if rows is not None:
                 digest.update(rows.rows.astype("<i8").tobytes())
-                some = np.unique(np.linspace(0, len(rows) - 1, _SAMPLED).astype(np.int64))
-                digest.update(rows.batch(some).cpu().numpy().tobytes())
+                rows.add_to(digest)
         return digest.hexdigest()
 
     def _run(self, checkpoint: Checkpoint | None, told: Told | None) -> None:
@@ -270,7 +268,10 @@ def _drawn_from(seed: int, epoch: int, device: str) -> Iterator[torch.Generator]
     order, rest = np.random.SeedSequence((seed, epoch)).generate_state(2, np.uint64) >> np.uint64(1)
     devices = [device] if device.startswith("cuda") else []
     with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(int(rest))
+        torch.default_generator.manual_seed(int(rest))
+        if devices:
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(int(rest))
         yield torch.Generator().manual_seed(int(order))
 
 
