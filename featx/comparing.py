@@ -258,6 +258,7 @@ class _Tested:
     file: HeadFile
     evaluation: Evaluation
     rows: dict[bytes, int]  # hash of a test image -> its position in the evaluation
+    labels: dict[bytes, str]  # and -> its class, as people read it
 
 
 def _tested(head: Path) -> _Tested:
@@ -265,16 +266,23 @@ def _tested(head: Path) -> _Tested:
     rows: dict[bytes, int] = {}
     for row, sha256 in enumerate(evaluation.sha256):
         rows.setdefault(sha256.tobytes(), row)
-    return _Tested(load_recorded(head), evaluation, rows)
+    file = load_recorded(head)
+    names = display_names(file.classes)
+    labels = {sha256: names[evaluation.y_true[row]] for sha256, row in rows.items()}
+    return _Tested(file, evaluation, rows, labels)
+
+
+def _shared(tested: Sequence[_Tested]) -> set[bytes]:
+    """The test images that all of them have."""
+    return set.intersection(*(set(one.rows) for one in tested))
 
 
 def _fits(group: Sequence[_Tested], one: _Tested) -> bool:
     """Whether a head is tested on enough of the images of the others, by the same labels."""
-    shared = set.intersection(*(set(other.rows) for other in group))
+    shared = _shared(group)
     common = shared & one.rows.keys()
-    first = group[0]
     return len(common) >= _SAME_TEST * max(len(shared), len(one.rows)) and all(
-        _label(first, sha256) == _label(one, sha256) for sha256 in common
+        group[0].labels[sha256] == one.labels[sha256] for sha256 in common
     )
 
 
@@ -300,7 +308,7 @@ def _head_of(path: Path) -> Path:
 
 def _compared(tested: Sequence[_Tested], bootstrap: int, seed: int) -> Comparison:
     """Heads on their common test images."""
-    known: set[bytes] = set.intersection(*(set(one.rows) for one in tested))
+    known = _shared(tested)
     common = [sha256 for sha256 in tested[0].rows if sha256 in known]
     if not common:
         names = ", ".join(one.file.path.name for one in tested)
@@ -392,17 +400,13 @@ def _check_labels(tested: Sequence[_Tested], common: Sequence[bytes]) -> None:
     first = tested[0]
     for one in tested[1:]:
         for sha256 in common:
-            told = [_label(each, sha256) for each in (first, one)]
-            if told[0] != told[1]:
+            if first.labels[sha256] != one.labels[sha256]:
                 path = first.evaluation.paths[first.rows[sha256]]
                 raise CacheError(
-                    f"{path} is {told[0]!r} in {first.evaluation.cache} and {told[1]!r} in "
-                    f"{one.evaluation.cache}: extract both from the same folder"
+                    f"{path} is {first.labels[sha256]!r} in {first.evaluation.cache} and "
+                    f"{one.labels[sha256]!r} in {one.evaluation.cache}: extract both from the same "
+                    "folder"
                 )
-
-
-def _label(one: _Tested, sha256: bytes) -> str:
-    return display_names(one.file.classes)[one.evaluation.y_true[one.rows[sha256]]]
 
 
 def _short_names(paths: Sequence[Path]) -> list[str]:

@@ -24,7 +24,7 @@ from featx.heads.making import fit_on, make_head, probabilities_of
 from featx.metrics import Estimate
 from featx.metrics.bootstrap import units
 from featx.recorded import settle_on_features
-from featx.splits import TEST_FRACTION, Split, check_fraction, make_split
+from featx.splits import Split, make_split, settled_fraction
 from featx.workspace import newest_cache
 
 IntArray = npt.NDArray[np.int64]
@@ -156,14 +156,10 @@ def learning_curve(
     """
     wanted = _checked(shots, repeats)
     features = load_intact(cache if cache is not None else newest_cache(cache_dir))
-    check_fraction(test_fraction, features.y, features.split_codes, features.path)
+    fraction = settled_fraction(test_fraction, features.y, features.split_codes, features.path)
     grouping = group_images(features, group)
     split = make_split(
-        features.y,
-        features.split_codes,
-        groups=grouping.groups,
-        seed=seed,
-        test_fraction=TEST_FRACTION if test_fraction is None else test_fraction,
+        features.y, features.split_codes, groups=grouping.groups, seed=seed, test_fraction=fraction
     )
     device = resolve_device(device).name
     plain = make_head(head, params, device=device, seed=seed)

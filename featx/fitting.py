@@ -24,7 +24,7 @@ from featx.heads.making import fit_on, make_head
 from featx.leaks import Leaks, find_leaks
 from featx.protocol import data_digest, describe, plain
 from featx.recorded import settle_on_features
-from featx.splits import TEST_FRACTION, Split, check_fraction, has_own_split, make_split
+from featx.splits import Split, has_own_split, make_split, settled_fraction
 from featx.workspace import newest_cache
 
 CHECKPOINT: Final = ".checkpoint"  # behind the name of a head that is being trained
@@ -126,14 +126,13 @@ def fit_head(
     features = load_intact(cache if cache is not None else newest_cache(cache_dir))
     settle_on_features(estimator, features.spec, features.plan)
     params = {k: value for k, value in params.items() if k not in estimator.OF_FEATURES}
-    fraction = TEST_FRACTION if test_fraction is None else test_fraction
+    fraction = settled_fraction(test_fraction, features.y, features.split_codes, features.path)
     features, together, by_rule = kept_together(
         features, group, duplicate_threshold if group_duplicates else None
     )
     split = make_split(
         features.y, features.split_codes, groups=features.groups, seed=seed, test_fraction=fraction
     )
-    check_fraction(test_fraction, features.y, features.split_codes, features.path)
     _check_classes(features, split)
     if calibrate and estimator.OF_FEATURES and features.extent is not None and not len(split.val):
         raise InputError(

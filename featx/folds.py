@@ -57,9 +57,10 @@ def cross_validation_folds(
         raise InputError(f"n_folds must be at least 2, got {n_folds}")
     if (labels_ < 0).any():
         raise InputError("cross-validation needs a label for every row; leave out the rows with -1")
+    is_grouped = has_groups(groups_)
     fold_of = (
         _grouped_folds(labels_, as_units(groups_), n_folds, seed)
-        if has_groups(groups_)
+        if is_grouped
         else _plain_folds(labels_, n_folds, seed)
     )
     folds = []
@@ -70,7 +71,7 @@ def cross_validation_folds(
         if len(val):
             folds.append((train, val))
     if not folds:
-        other = ", name other groups (one that is a class parts nothing)" * has_groups(groups_)
+        other = ", name other groups (one that is a class parts nothing)" if is_grouped else ""
         raise InputError(
             f"cross-validation needs a class with two images in two groups: got {len(labels_)} "
             f"images of {len(np.unique(labels_))} classes in {len(np.unique(as_units(groups_)))} "

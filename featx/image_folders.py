@@ -12,9 +12,9 @@ import numpy as np
 from featx.counting import counted
 from featx.errors import InputError
 from featx.image_sources import Listing, some
+from featx.units import TEST, TRAIN, VAL
 
-# The codes of the cache: 0 none, 1 train, 2 val, 3 test.
-SPLIT_CODES = {"train": 1, "val": 2, "valid": 2, "validation": 2, "test": 3}
+SPLIT_CODES = {"train": TRAIN, "val": VAL, "valid": VAL, "validation": VAL, "test": TEST}
 LAYOUT = "a folder of class folders (birds/<class>/*.jpg), train/ val/ test/ above them if wanted"
 
 

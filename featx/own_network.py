@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
 from featx.errors import HeadError, InputError
-from featx.spelling import nearest
+from featx.spelling import did_you_mean
 
 if TYPE_CHECKING:
     from torch import nn
@@ -215,10 +215,8 @@ def _factory(name: str) -> Callable[..., Any]:
     if callable(found):
         return found
     callables = [key for key, value in vars(module).items() if callable(value) and key[0] != "_"]
-    near = nearest(attribute, callables)
-    hint = f"; it has {', '.join(callables[:3])}" if callables else ""
-    if near:
-        hint = f"; did you mean {' or '.join(near)}?"
+    there = f"; it has {', '.join(callables[:3])}" if callables else ""
+    hint = did_you_mean(attribute, callables, there)
     raise InputError(
         f"--backbone {name}: module {module_name} has no function or class {attribute!r}{hint}"
     )

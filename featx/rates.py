@@ -12,7 +12,6 @@ from featx.featureset import FailedImage
 _NOTABLE_SHARE: Final = 0.9
 # The whole cannot be faster than its slowest stage; above this it was not the same machine.
 _CREDIBLE_SHARE: Final = 1.1
-_BUSY: Final = "The machine was busy with other work meanwhile: measure again when it is idle."
 
 
 @dataclass(frozen=True)
@@ -77,16 +76,14 @@ class Rates:
     @property
     def verdict(self) -> str:
         """The bottleneck in a sentence, with the numbers; and why the whole is slower, if it is."""
-        words = verdict(
+        return verdict(
             self.decode.images_per_s,
             self.forward.images_per_s,
             self.write.images_per_s,
             self.end_to_end.images_per_s,
             shares_cores=self.setting.get("device") == "cpu",
+            was_busy=any(_is_incredible(stage.share) for stage in self.stages),
         )
-        if words.endswith(_BUSY) or not any(_is_incredible(stage.share) for stage in self.stages):
-            return words
-        return f"{words} {_BUSY}"
 
     def to_dict(self) -> dict[str, Any]:
         """All of it as JSON."""
@@ -103,7 +100,13 @@ class Rates:
 
 
 def verdict(
-    decode: float, forward: float, write: float, end_to_end: float, *, shares_cores: bool = False
+    decode: float,
+    forward: float,
+    write: float,
+    end_to_end: float,
+    *,
+    shares_cores: bool = False,
+    was_busy: bool = False,
 ) -> str:
     """Which stage is the bottleneck, in words, from the images/s of each and of the whole.
 
@@ -111,6 +114,7 @@ def verdict(
     ----------
     decode, forward, write, end_to_end : images/s, above 0.
     shares_cores : whether the network runs on the cores that decode.
+    was_busy : whether a stage seemed to be faster than what limits it.
 
     Examples
     --------
@@ -139,11 +143,13 @@ def verdict(
     words += f"; end to end {per_s(end_to_end)} ({share:.2f} of the slowest stage)."
     if shares_cores and share < _NOTABLE_SHARE:
         words += " All stages share the processor's cores, which each had for itself before."
-    return f"{words} {_BUSY}" if _is_incredible(share) else words
+    if was_busy or _is_incredible(share):
+        words += " The machine was busy with other work meanwhile: measure again when it is idle."
+    return words
 
 
 def _is_incredible(share: float | None) -> bool:
-    """Whether a stage seemed to be faster than what limits it: the two were not measured alike."""
+    """Whether a share is one that only a machine that was busy at times can give."""
     return share is not None and share > _CREDIBLE_SHARE
 
 

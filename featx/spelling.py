@@ -6,24 +6,15 @@ import difflib
 from collections.abc import Iterable
 
 
-def nearest(name: str, known: Iterable[str]) -> list[str]:
-    """Up to three of the known names that look like `name`, the likest first.
+def did_you_mean(name: str, known: Iterable[str], otherwise: str = ".") -> str:
+    """What ends a sentence on an unknown name: a question where known ones are near it.
 
     Examples
     --------
-    >>> nearest("resnet5O", ["resnet50", "resnet101", "vgg16"])
-    ['resnet50', 'resnet101']
+    >>> did_you_mean("resnet5O", ["resnet50", "resnet101", "vgg16"])
+    '; did you mean resnet50 or resnet101?'
+    >>> did_you_mean("x", ["layer1"]), did_you_mean("x", ["layer1"], "; it has layer1")
+    ('.', '; it has layer1')
     """
-    return difflib.get_close_matches(name, sorted(known), n=3, cutoff=0.5)
-
-
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """What ends a sentence on an unknown name: a question where a known one is near, else a stop.
-
-    Examples
-    --------
-    >>> did_you_mean("layer9", ["layer1", "logits"]), did_you_mean("x", ["layer1"])
-    ('; did you mean layer1?', '.')
-    """
-    near = nearest(name, known)
-    return f"; did you mean {' or '.join(near)}?" if near else "."
+    near = difflib.get_close_matches(name, sorted(known), n=3, cutoff=0.5)
+    return f"; did you mean {' or '.join(near)}?" if near else otherwise

@@ -71,14 +71,17 @@ def has_own_split(labels: npt.ArrayLike, split_codes: npt.ArrayLike) -> bool:
     return len(set(codes.tolist()) - {0}) > 1
 
 
-def check_fraction(
+def settled_fraction(
     fraction: float | None, labels: npt.ArrayLike, split_codes: npt.ArrayLike, path: object
-) -> None:
-    """Refuse a share to hold out, where it is given, of images that have a split of their own."""
-    if fraction is not None and has_own_split(labels, split_codes):
+) -> float:
+    """The share to hold out; refuses one that is given for images with a split of their own."""
+    if fraction is None:
+        return TEST_FRACTION
+    if has_own_split(labels, split_codes):
         raise InputError(
             f"the images of {path} have a split of their own: leave --test-fraction away"
         )
+    return fraction
 
 
 def make_split(

@@ -251,9 +251,12 @@ class TailHead(TailSettings):
             backbone = load_backbone(self.backbone, weights=self.weights, seed=self.weights_seed)
             network, transform = backbone.network, given or backbone.transform
             if self.weights_sha256 is not None:
-                found = backbone.weights_sha256
-                told = {"backbone": self.backbone, "weights": self.weights}
-                check_made_with(self.weights_sha256, found, **told)
+                check_made_with(
+                    self.weights_sha256,
+                    backbone.weights_sha256,
+                    backbone=self.backbone,
+                    weights=self.weights,
+                )
         self.crop_ = 0 if transform is None else transform.crop
         self.pixels_, self.whole_ = X.dtype == np.uint8, extent is not None
         if self.pixels_ and self.cut != "input":
