@@ -17,7 +17,7 @@ from featx.heads import rows as rows_module
 from featx.heads.epochs import _without_loss
 from featx.heads.rows import Rows
 from featx.heads.stack import Stack
-from featx.heads.training import _evaluate, matmul_precision
+from featx.heads.training import _evaluate, batch_size_of, matmul_precision
 
 
 def birds(n=130, d=10, k=3, seed=0, spread=1.2):
@@ -201,6 +201,26 @@ def test_every_setting_of_the_mlp_head_reaches_the_training(name, one, other):
     X, y = birds()
     a, b = (MLPHead((8,), epochs=8).set_params(**{name: v}).fit(X, y) for v in (one, other))
     assert not np.allclose(a.coefs_[0], b.coefs_[0], rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("n", "batch_size"),
+    [(1, 64), (2047, 64), (2048, 128), (4095, 128), (4096, 256), (16_384, 1024), (10**7, 1024)],
+)
+def test_batches_grow_with_the_rows_while_an_epoch_keeps_16_steps(n, batch_size):
+    assert batch_size_of(n) == batch_size
+
+
+@pytest.mark.parametrize(("asked", "taken", "lr"), [(None, 128, 2**0.5 * 1e-3), (16, 16, 5e-4)])
+def test_batches_and_rate_of_the_mlp_follow_the_rows_it_is_trained_on(asked, taken, lr, batches):
+    X, y = birds(2300)
+    head = MLPHead((4,), epochs=2, batch_size=asked).fit(X, y)  # on 2,070 of them
+    assert {len(x) for x in batches[0][:-1]} == {taken}
+    assert (head.batch_size_, head.lr_) == (taken, pytest.approx(lr))
+    told = MLPHead((4,), epochs=2, batch_size=taken, lr=head.lr_).fit(X, y)
+    assert np.array_equal(told.coefs_[0], head.coefs_[0])
+    settings = head.choice().params  # another number of rows changes nothing that was chosen on
+    assert (settings["batch_size"], settings["lr"]) == (taken, head.lr_)
 
 
 def test_the_mlp_has_the_layers_asked_for_and_learns_exclusive_or():
@@ -478,6 +498,29 @@ def test_low_precision_trains_and_is_refused_where_the_device_has_none():
     assert not np.array_equal(head.coefs_[0], full.coefs_[0])
     with pytest.raises(InputError, match="precision 'tf32' is not available on cpu"):
         LinearHead(device="cpu", precision="tf32").fit(X, y)
+
+
+@pytest.mark.parametrize("room", [True, False])
+def test_rows_of_low_precision_take_half_the_memory_and_give_the_same_bits(
+    room, little_room, batches, monkeypatch
+):
+    X, y = birds(1000)
+    if not room:
+        little_room()
+    narrow = MLPHead((8,), device="cpu", precision="bf16", epochs=2).fit(X, y)
+    assert {x.dtype for epoch in batches for x in epoch} == {torch.bfloat16}
+    of = Rows.of
+    if room:
+        monkeypatch.setattr(rows_module, "_HELD_BYTES", 2 * X.size)
+        whole = X, y, np.arange(1000), np.zeros(10), np.ones(10), "cpu"
+        assert of(*whole).held is None
+        assert of(*whole, torch.bfloat16).held.nbytes == 2 * X.size
+    monkeypatch.setattr(Rows, "of", lambda *given: of(*given[:6]))  # in float32
+    wide = MLPHead((8,), device="cpu", precision="bf16", epochs=2).fit(X, y)
+    assert batches[-1][0].dtype == torch.float32
+    for ours, theirs in zip(narrow.coefs_, wide.coefs_, strict=True):
+        assert np.array_equal(ours, theirs)
+    assert narrow.history_ == wide.history_
 
 
 def test_the_global_matmul_precision_is_put_back():

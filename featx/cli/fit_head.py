@@ -89,7 +89,8 @@ def fit_head(
         str | None, typer.Option(help="linear, tail: of the learning rate, constant or cosine.")
     ] = None,
     batch_size: Annotated[
-        int | None, typer.Option(min=1, help="linear, mlp, tail: rows per step.")
+        int | None,
+        typer.Option(min=1, help="linear, mlp, tail: rows per step (mlp: grows with the rows)."),
     ] = None,
     optimizer: Annotated[
         str | None, typer.Option(help="linear: adam or sgd; tail: adamw or sgd.")

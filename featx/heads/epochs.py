@@ -33,7 +33,7 @@ class EpochsHead(Head):
     n_set_aside_: int  # training rows that chose the epoch instead of being trained on
     history_: list[dict[str, Any]]
     # Parameters that all of them have.
-    batch_size: int
+    batch_size: int | None
     device: str
     epochs: int
     patience: int | None
@@ -94,10 +94,14 @@ class EpochsHead(Head):
             )
             return everything, everything[:0]
 
+    @staticmethod
+    def _is_batch_size(value: Any) -> bool:
+        return is_whole(value, 1)
+
     def _check_training_params(self) -> None:
         check_common(self)
-        for name in ("epochs", "batch_size"):
-            require(name, getattr(self, name), lambda v: is_whole(v, 1), "a whole number above 0")
+        require("epochs", self.epochs, lambda v: is_whole(v, 1), "a whole number above 0")
+        require("batch_size", self.batch_size, self._is_batch_size, "a whole number above 0")
         require("weight_decay", self.weight_decay, lambda v: is_number(v) and v >= 0, "0 or more")
         require(
             "patience",

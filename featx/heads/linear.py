@@ -91,6 +91,7 @@ class LinearHead(NetworkHead):
         "lr_history_": "rows or null",
     }
 
+    batch_size: int
     lr_: float
     lr_results_: list[dict[str, Any]]
     lr_history_: list[dict[str, Any]]
@@ -128,7 +129,10 @@ class LinearHead(NetworkHead):
         self.precision = precision
         self.random_state = random_state
 
-    def _recipe(self, sizes: tuple[int, ...], precision: str) -> Recipe:
+    def _n_networks(self) -> int:
+        return len(self._lrs())
+
+    def _recipe(self, sizes: tuple[int, ...], n: int, precision: str) -> Recipe:
         lrs = self._lrs()
         return Recipe(
             sizes=sizes,

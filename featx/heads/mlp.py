@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from featx.heads.base import is_number, is_whole, require
 from featx.heads.network import NetworkHead
-from featx.heads.training import Recipe, Trained
+from featx.heads.training import Recipe, Trained, batch_size_of, learning_rate_of
 
 
 class MLPHead(NetworkHead):
@@ -28,8 +28,11 @@ class MLPHead(NetworkHead):
     dropout : float
         Share of hidden units left out in a training step, 0 to below 1.
     lr : float, optional
-        None: 0.001.
-    epochs, batch_size : int
+        None: 0.001 for batches of 64, and for others by the square root (`learning_rate_of`).
+    epochs : int
+    batch_size : int, optional
+        None: 64, and for more than 2,048 rows the largest power of two that leaves an epoch 16
+        steps, up to 1,024 (`batch_size_of`).
     weight_decay : float
         Decoupled (Loshchilov & Hutter 2019), on the weights, not on the biases.
     patience : int, optional
@@ -45,6 +48,8 @@ class MLPHead(NetworkHead):
     coefs_, intercepts_ : lists of (n_out, n_in) and (n_out,) float32, one a layer
     history_, best_epoch_, device_
         As in LinearHead.
+    lr_, batch_size_ : float, int
+        Those trained with.
     seed_ : int
         Of the network kept.
     seed_results_ : list of dict
@@ -62,10 +67,14 @@ class MLPHead(NetworkHead):
 
     FACTS: ClassVar[Mapping[str, str]] = {
         **NetworkHead.FACTS,
+        "lr_": "number or null",
+        "batch_size_": "count or null",
         "seed_": "count or null",
         "seed_results_": "rows or null",
     }
 
+    lr_: float
+    batch_size_: int
     seed_: int
     seed_results_: list[dict[str, Any]]
 
@@ -76,7 +85,7 @@ class MLPHead(NetworkHead):
         dropout: float = 0.2,
         lr: float | None = None,
         epochs: int = 200,
-        batch_size: int = 64,
+        batch_size: int | None = None,
         weight_decay: float = 1e-2,
         label_smoothing: float = 0.0,
         patience: int | None = 20,
@@ -102,14 +111,19 @@ class MLPHead(NetworkHead):
         self.precision = precision
         self.random_state = random_state
 
-    def _recipe(self, sizes: tuple[int, ...], precision: str) -> Recipe:
+    def _n_networks(self) -> int:
+        return self.n_seeds
+
+    def _recipe(self, sizes: tuple[int, ...], n: int, precision: str) -> Recipe:
+        self.batch_size_ = self.batch_size or batch_size_of(n)
+        self.lr_ = self.lr or learning_rate_of(self.batch_size_)
         return Recipe(
             sizes=sizes,
             optimizer="adamw",
-            lrs=(1e-3 if self.lr is None else self.lr,) * self.n_seeds,
+            lrs=(self.lr_,) * self.n_seeds,
             seeds=tuple(range(self.random_state, self.random_state + self.n_seeds)),
             epochs=self.epochs,
-            batch_size=self.batch_size,
+            batch_size=self.batch_size_,
             weight_decay=self.weight_decay,
             momentum=0.0,
             dropout=self.dropout,
@@ -121,12 +135,21 @@ class MLPHead(NetworkHead):
 
     def _candidate(self) -> tuple[str, dict[str, Any]]:
         several = len(self.seed_results_) > 1
-        params = {"n_seeds": 1, "random_state": self.seed_}
+        params = {
+            "n_seeds": 1,
+            "random_state": self.seed_,
+            "lr": self.lr_,
+            "batch_size": self.batch_size_,
+        }
         return f"seed {self.seed_}, " if several else "", params
 
     def _record(self, trained: Trained) -> None:
         self.seed_ = trained.best.seed
         self.seed_results_ = [{"seed": one.seed, **one.result()} for one in trained.candidates]
+
+    @staticmethod
+    def _is_batch_size(value: Any) -> bool:
+        return value is None or is_whole(value, 1)
 
     def _hidden_sizes(self) -> tuple[int, ...]:
         return tuple(int(size) for size in self.hidden)

@@ -72,12 +72,13 @@ class NetworkHead(EpochsHead):
             data, rows, val_rows = self._validate_rows(X, y, rows, val_rows)
         device = resolve_device(self.device)
         sizes = (data.X.shape[1], *self._hidden_sizes(), len(self.classes_))
-        recipe = self._recipe(sizes, check_precision(device, self.precision))
+        precision = check_precision(device, self.precision)
         self.device_, self.n_set_aside_ = device.name, 0
         if data.X_val is None and val_rows is None:
-            kept, aside = self._set_aside(data.y[rows], groups, n_networks=len(recipe.lrs))
+            kept, aside = self._set_aside(data.y[rows], groups, n_networks=self._n_networks())
             rows, val_rows, self.n_set_aside_ = rows[kept], rows[aside], len(aside)
         self._learn_standardisation(data.X, self.standardise, rows)
+        recipe = self._recipe(sizes, len(rows), precision)
         work = recipe.batch_size * len(recipe.lrs) * sum(a * b for a, b in pairwise(sizes))
         with fitting_threads(work), matmul_precision(recipe.precision):
             stats = self.mean_, self.scale_, device.name
@@ -86,7 +87,7 @@ class NetworkHead(EpochsHead):
                 val = Rows.of(data.X_val, data.y_val, np.arange(len(data.y_val)), *stats)
             elif len(val_rows):
                 val = Rows.of(data.X, data.y, val_rows, *stats)
-            trained = train(Rows.of(data.X, data.y, rows, *stats), val, recipe)
+            trained = train(Rows.of(data.X, data.y, rows, *stats, recipe.dtype), val, recipe)
         self.best_epoch_, self.history_ = trained.best.best_epoch, trained.best.history
         self.coefs_ = [weight.cpu().numpy() for weight in trained.best.weights]
         self.intercepts_ = [bias.cpu().numpy() for bias in trained.best.biases]
@@ -113,8 +114,12 @@ class NetworkHead(EpochsHead):
         return ()
 
     @abstractmethod
-    def _recipe(self, sizes: tuple[int, ...], precision: str) -> Recipe:
-        """How to train, from the parameters."""
+    def _n_networks(self) -> int:
+        """How many are trained side by side."""
+
+    @abstractmethod
+    def _recipe(self, sizes: tuple[int, ...], n: int, precision: str) -> Recipe:
+        """How to train on n rows, from the parameters."""
 
     @abstractmethod
     def _record(self, trained: Trained) -> None:

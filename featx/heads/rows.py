@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, Self
 
 import numpy as np
@@ -20,13 +20,14 @@ _BLOCK_ROWS: Final = 64  # that follow each other in X and are read together
 
 @dataclass(frozen=True)
 class Rows:
-    """Standardised float32 rows: all held on the device, or read from X window by window."""
+    """Standardised rows: all held on the device, or read from X window by window."""
 
     X: npt.NDArray[Any]
     rows: IntArray  # which rows of X
     y: Tensor  # (n,) int64, of these rows, on the device
     mean: FloatArray
     scale: FloatArray
+    dtype: torch.dtype  # of the rows: what products round them to anyway takes less memory
     held: Tensor | None  # (n, d)
 
     @classmethod
@@ -38,14 +39,15 @@ class Rows:
         mean: FloatArray,
         scale: FloatArray,
         device: str,
+        dtype: torch.dtype = torch.float32,
     ) -> Self:
-        """Rows `rows` of X; held if their float32 copy fits (`_room_bytes`)."""
+        """Rows `rows` of X; held if their copy fits (`_room_bytes`)."""
         labels = torch.from_numpy(y[rows]).to(device)
-        streamed = cls(X, rows, labels, mean, scale, None)
-        if 4 * len(rows) * X.shape[1] > _room_bytes(device):
+        streamed = cls(X, rows, labels, mean, scale, dtype, None)
+        if dtype.itemsize * len(rows) * X.shape[1] > _room_bytes(device):
             return streamed
         held = streamed._read(np.arange(len(rows)), streamed._buffer(len(rows)))
-        return cls(X, rows, labels, mean, scale, held)
+        return replace(streamed, held=held)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -100,7 +102,7 @@ class Rows:
         return shuffled(len(self), self.X.shape[1], generator)
 
     def _buffer(self, n_rows: int) -> Tensor:
-        return torch.empty((n_rows, self.X.shape[1]), device=self.y.device)
+        return torch.empty((n_rows, self.X.shape[1]), dtype=self.dtype, device=self.y.device)
 
     def _read(self, positions: IntArray, buffer: Tensor) -> Tensor:
         """Rows at ascending positions, standardised, in the first of the buffer's rows."""

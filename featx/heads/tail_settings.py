@@ -26,6 +26,8 @@ _LARGEST: Final = Transform(resize=None, crop=10_000, mean=(0.5,) * 3, std=(0.5,
 class TailSettings(EpochsHead):
     """The parameters of TailHead, which describes them."""
 
+    batch_size: int
+
     def __init__(
         self,
         backbone: str | nn.Module = "densenet121",

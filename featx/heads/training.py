@@ -16,9 +16,30 @@ from featx.errors import InputError
 from featx.heads.rows import Rows, window_lengths
 from featx.heads.stack import Dropout, Stack, Update, cross_entropy
 
+_LEAST_BATCH, _LARGEST_BATCH, _LEAST_STEPS = 64, 1024, 16
 _EVALUATION_ROWS: Final = 4096
 _EVALUATION_VALUES: Final = 1 << 24  # of one layer's output, in all networks together
 _DTYPES: Final = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def batch_size_of(n: int) -> int:
+    """The batch size that n rows are trained in: 64, doubled while an epoch keeps 16 steps.
+
+    At most 1024. Matrix products of few rows are slow, and so is what each step does besides.
+    """
+    batch_size = _LEAST_BATCH
+    while batch_size < _LARGEST_BATCH and n >= 2 * batch_size * _LEAST_STEPS:
+        batch_size *= 2
+    return batch_size
+
+
+def learning_rate_of(batch_size: int) -> float:
+    """Adam's usual 0.001 in batches of 64, and for others by the square root.
+
+    So an epoch comes to the same in fewer steps (Malladi et al. 2022, "On the SDEs and scaling
+    rules for adaptive gradient algorithms").
+    """
+    return 1e-3 * math.sqrt(batch_size / _LEAST_BATCH)
 
 
 @dataclass(frozen=True)
@@ -41,6 +62,11 @@ class Recipe:
     schedule: Literal["constant", "cosine"]
     patience: int | None
     precision: str
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the factors of matrix products are rounded to."""
+        return _DTYPES.get(self.precision, torch.float32)
 
 
 @dataclass(eq=False)
@@ -114,9 +140,7 @@ def _train_side_by_side(
     lrs = [candidate.lr for candidate in running]
     decay, momentum = recipe.weight_decay, recipe.momentum
     update = Update(stack, recipe.optimizer, lrs, weight_decay=decay, momentum=momentum)
-    masks = None
-    if recipe.dropout:  # drawn on the device, from generators of the device
-        masks = Dropout(recipe.dropout, [torch.Generator(device).manual_seed(s) for s in seeds])
+    masks = Dropout(recipe.dropout, seeds, str(device)) if recipe.dropout else None
     factors = _schedule(recipe, len(rows))
     for epoch in range(1, recipe.epochs + 1):
         batches = rows.batches(recipe.batch_size, orders)
@@ -140,7 +164,7 @@ def _train_side_by_side(
             if len(orders) > 1:
                 orders = [orders[i] for i in going_on]
             if masks is not None:
-                masks.generators = [masks.generators[i] for i in going_on]
+                masks.only(going_on)
 
 
 def _train_epoch(
@@ -152,7 +176,7 @@ def _train_epoch(
     factors: Iterator[float],
 ) -> list[list[float]]:
     """Go through all batches once: mean loss and accuracy of each network on the way."""
-    dtype = _DTYPES.get(recipe.precision, torch.float32)
+    dtype = recipe.dtype
     kept = 1.0 if masks is None else masks.kept
     losses, right, n = [], [], 0
     for x, y in batches:  # (b, d), (b,) or (g, b, d), (g, b)
