@@ -68,7 +68,6 @@ PEERS: Final = {
 }
 BATCH_SIZE: Final = {"cpu": 16, "cuda": 128}
 PACKAGES: Final = {"img2vec": "img2vec_pytorch", "timm": "timm"}
-WRITTEN_ROWS: Final = 100_000
 PHOTOGRAPHS: Final = Path(os.environ.get("FEATX_REAL_DATA", "../shared"), "data", "birds")
 
 
@@ -127,7 +126,7 @@ def main(words: Sequence[str] | None = None) -> int:
             told["networks"][network] = summary(network, result, images.count)
             told["networks"][network]["warm_up_wall_s"] = warm_up
         told["writing"] = limits.writing(
-            work, n=WRITTEN_ROWS, batch_size=BATCH_SIZE[asked.device], repeats=asked.repeats
+            work, n=limits.WRITTEN_ROWS, batch_size=BATCH_SIZE[asked.device], repeats=asked.repeats
         )
     out = asked.out or machine.results_path(told, "extraction")
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -34,7 +34,8 @@ class Sink(Protocol):
     ) -> None:
         """Take the features (m, d...) of `rows` (m,) and their images' SHA-256 (m, 32).
 
-        Of pictures that are stored whole `extent` (m, 2) uint16 is the height and width.
+        The arrays are its own from then on: nobody changes them. Of pictures that are stored whole
+        `extent` (m, 2) uint16 is the height and width.
         """
         ...
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -62,6 +62,9 @@ class RecordingDisk(Disk):
     def write(self, fd: int, data: bytes | memoryview, offset: int) -> None:
         self.ops.append(Op("write", self._open[fd], offset, bytes(data)))
         super().write(fd, data, offset)
+
+    def write_parts(self, fd: int, parts: Sequence[memoryview], offset: int) -> None:
+        self.write(fd, b"".join(parts), offset)
 
     def allocate(self, fd: int, size_bytes: int) -> None:
         self.ops.append(Op("allocate", self._open[fd], size_bytes))

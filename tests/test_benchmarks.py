@@ -89,12 +89,12 @@ def bench(
     photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[..., tuple[int, dict[str, Any]]]:
     """Runs the benchmark with features made up: those of `wrong` are off by a thousandth."""
-    from benchmarks import extraction, measurement
+    from benchmarks import extraction, limits, measurement
     from benchmarks.runs import Run
 
     monkeypatch.setattr(measurement, "_GEMM_S", 0.0)
     monkeypatch.setattr("featx.limits._SIDE", {"cpu": 8})
-    monkeypatch.setattr(extraction, "WRITTEN_ROWS", 20)
+    monkeypatch.setattr(limits, "WRITTEN_ROWS", 20)
 
     def run(wrong: tuple[str, ...]) -> tuple[int, dict[str, Any]]:
         def made_up(request: Request, *, environment: object) -> Run:

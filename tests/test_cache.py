@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from featx.cache import (
     open_cache,
     partial_path,
     verify,
+    waiting,
 )
 from featx.errors import CacheError, DiskError, InputError
 
@@ -104,6 +106,9 @@ class RecordingDisk(Disk):
         self.calls.append(("write", offset))
         super().write(fd, data, offset)
 
+    def write_parts(self, fd: int, parts: Sequence[memoryview], offset: int) -> None:
+        self.write(fd, b"".join(parts), offset)
+
     def datasync(self, fd: int) -> None:
         self.calls.append(("sync", 0))
         super().datasync(fd)
@@ -129,7 +134,7 @@ def test_data_are_synced_before_the_status_that_vouches_for_them(tmp_path: Path)
     writer.fail(4, Status.UNDECODABLE, "no image")
     writer.commit()
     writer.close()
-    writes = ["features", "features", "crc32", "sha256", "errors"]
+    writes = ["features", "begin write-back of features", "crc32", "sha256", "errors"]
     assert disk.told(writer.file) == [*writes, "sync", "status", "sync"]
 
 
@@ -143,7 +148,7 @@ def test_an_error_is_written_only_where_there_is_one_or_may_be_one(tmp_path: Pat
         writer.put(writer.pending[:4], features_of(4), sha_of(4))
         writer.commit()
         writer.close()
-        writes = ["features", "crc32", "sha256", *errors]
+        writes = ["features", "begin write-back of features", "crc32", "sha256", *errors]
         assert disk.told(writer.file) == [*writes, "sync", "status", "sync"]
 
 
@@ -181,16 +186,51 @@ def test_an_error_of_a_commit_that_failed_is_wiped_away(tmp_path: Path) -> None:
     assert path.read_bytes() == whole.read_bytes()
 
 
-def test_what_is_put_may_change_before_the_commit(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "order",
+    [range(10), range(9, -1, -1), [4, 5, 6, 0, 1, 9, 8, 2, 3, 7]],
+    ids=["up", "down", "any"],
+)
+@pytest.mark.parametrize("size", [1, 2, 4])
+@pytest.mark.parametrize("portable", [False, True])
+def test_small_puts_are_written_together_each_row_at_its_place(
+    tmp_path: Path, order: Sequence[int], size: int, portable: bool
+) -> None:
     path = tmp_path / "a.h5"
     whole = finished(tmp_path / "whole.h5")
-    writer = create(path)
-    rows, features, sha256 = np.arange(10), features_of(), sha_of()
-    writer.put(rows, features, sha256)
-    for array in (rows, features, sha256):
-        array[:] = 0
+    writer = create(path, disk=Disk(portable=portable))
+    for rows in np.split(np.array(order), range(size, 10, size)):
+        writer.put(rows, features_of()[rows], sha_of()[rows])
     writer.finish(path, {"images": 10})
     assert path.read_bytes() == whole.read_bytes()
+
+
+def test_rows_that_follow_each_other_are_one_write(tmp_path: Path) -> None:
+    disk = RecordingDisk()
+    writer = create(tmp_path / "a.h5", disk=disk)
+    disk.calls.clear()
+    for rows in ([0], [1, 2], [4, 5], [6], [3]):
+        writer.put(np.array(rows), features_of()[rows], sha_of()[rows])
+    assert disk.told(writer.file) == []
+    writer._write_waiting()
+    assert disk.told(writer.file)[:-1] == ["features"] * 3  # 0 to 2, 4 to 6, 3
+    writer.close()
+
+
+def test_puts_of_many_bytes_or_in_great_number_are_written_before_the_commit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, limit, puts in (("WRITE_BYTES", 3 * 5 * 4, 3), ("MOST_PARTS", 2, 2)):
+        with monkeypatch.context() as little:
+            little.setattr(waiting, name, limit)
+            disk = RecordingDisk()
+            writer = create(tmp_path / f"{name}.h5", disk=disk)
+            disk.calls.clear()
+            for row in range(puts):
+                assert disk.told(writer.file) == []
+                writer.put(np.array([row]), features_of()[[row]], sha_of()[[row]])
+            assert "features" in disk.told(writer.file)
+            writer.close()
 
 
 def test_of_a_row_that_is_settled_twice_in_one_commit_the_last_holds(tmp_path: Path) -> None:
@@ -204,10 +244,39 @@ def test_of_a_row_that_is_settled_twice_in_one_commit_the_last_holds(tmp_path: P
     assert path.read_bytes() == whole.read_bytes()
 
 
+def test_little_that_is_put_is_committed_when_its_time_has_come(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer = create(tmp_path / "a.h5")
+    monkeypatch.setattr(writer_module, "COMMIT_INTERVAL_S", float("inf"))
+    writer.put(np.arange(2), features_of(2), sha_of(2))
+    assert len(writer.pending) == 10
+    monkeypatch.setattr(writer_module, "COMMIT_INTERVAL_S", 0)
+    writer.put(np.arange(2, 4), features_of()[2:4], sha_of()[2:4])
+    assert writer.pending.tolist() == [4, 5, 6, 7, 8, 9]
+    writer.close()
+
+
+def test_failures_of_several_writes_of_one_commit_stay_with_their_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.h5"
+    writer = create(path)
+    monkeypatch.setattr(waiting, "WRITE_BYTES", 1)
+    for row in range(10):
+        if row in (3, 7):
+            writer.fail(row, Status.UNDECODABLE, f"no image {row}")
+        else:
+            writer.put(np.array([row]), features_of()[[row]], sha_of()[[row]])
+    file = writer.finish(path, {})
+    assert np.flatnonzero(file.read("status") != Status.DONE).tolist() == [3, 7]
+    assert file.read("errors")[[3, 7]].tolist() == [b"no image 3", b"no image 7"]
+
+
 def test_the_disk_is_set_to_work_before_the_commit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(writer_module, "WRITE_BACK_BYTES", 4 * 5 * 4)  # four rows
+    monkeypatch.setattr(waiting, "WRITE_BYTES", 4 * 5 * 4)  # four rows
     disk = RecordingDisk()
     writer = create(tmp_path / "a.h5", disk=disk)
     disk.calls.clear()
@@ -216,7 +285,7 @@ def test_the_disk_is_set_to_work_before_the_commit(
         writer.put(rows, features_of()[rows], sha_of()[rows])
     writer.close()
     written, begun = "features", "begin write-back of features"
-    assert disk.told(writer.file) == [written, written, begun, written, written, begun, written]
+    assert disk.told(writer.file) == [written, begun, written, begun]
 
 
 def test_a_run_report_is_rewritten_only_where_it_differs(tmp_path: Path) -> None:
@@ -315,8 +384,11 @@ def test_a_disk_that_fills_up_later_keeps_what_was_committed(tmp_path: Path) -> 
     writer.put(np.arange(5), features_of(5), sha_of(5))
     writer.commit()
     disk.full = True
+    writer.put(np.arange(5, 10), features_of(5), sha_of(5))
     with pytest.raises(DiskError, match="the disk is full"):
-        writer.put(np.arange(5, 10), features_of(5), sha_of(5))
+        writer.commit()
+    disk.full = False
+    writer.commit()  # as a run does that ends: what was not written is not vouched for
     writer.close()
     assert CacheWriter.resume(path).pending.tolist() == [5, 6, 7, 8, 9]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -65,6 +65,9 @@ class FailingDisk(FastDisk):
     def write(self, fd: int, data: bytes | memoryview, offset: int) -> None:
         with self._counted() as fails:
             super().write(fd, bytes(data)[: len(data) // 2] if fails else data, offset)
+
+    def write_parts(self, fd: int, parts: Sequence[memoryview], offset: int) -> None:
+        self.write(fd, b"".join(parts), offset)
 
     def allocate(self, fd: int, size_bytes: int) -> None:
         with self._counted() as fails:
@@ -152,7 +155,6 @@ class Fault:
 @pytest.fixture
 def fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fault:
     monkeypatch.setattr(writer_module, "COMMIT_INTERVAL_S", float("inf"))
-    monkeypatch.setattr(writer_module, "WRITE_BACK_BYTES", 1)
     return Fault(tmp_path)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
@@ -29,6 +29,9 @@ class NotingDisk(Disk):
     def write(self, fd: int, data: bytes | memoryview, offset: int) -> None:
         self.written.append((offset, len(data)))
         super().write(fd, data, offset)
+
+    def write_parts(self, fd: int, parts: Sequence[memoryview], offset: int) -> None:
+        self.write(fd, b"".join(parts), offset)
 
 
 class Flipped:

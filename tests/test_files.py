@@ -60,6 +60,27 @@ def test_a_write_that_is_done_in_parts_arrives_whole(
 
 
 @pytest.mark.parametrize("portable", PORTABLE)
+@pytest.mark.parametrize("n", [1, 2, 3000])
+def test_parts_are_written_one_behind_the_other(
+    tmp_path: Path, fd: int, portable: bool, n: int
+) -> None:
+    parts = [b"%d," % i for i in range(n)]
+    Disk(portable=portable).write_parts(fd, [memoryview(part) for part in parts], 50)
+    assert (tmp_path / "file").read_bytes() == bytes(50) + b"".join(parts)
+
+
+def test_parts_of_which_only_some_are_written_arrive_whole(
+    tmp_path: Path, fd: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def short(fd: int, parts: list[memoryview], offset: int) -> int:
+        return os.pwrite(fd, b"".join(parts)[:7], offset)
+
+    monkeypatch.setattr(os, "pwritev", short, raising=False)
+    Disk().write_parts(fd, [memoryview(b"0123"), memoryview(b"456789")], 5)
+    assert (tmp_path / "file").read_bytes() == bytes(5) + b"0123456789"
+
+
+@pytest.mark.parametrize("portable", PORTABLE)
 def test_a_write_that_does_nothing_is_an_error_and_no_endless_loop(
     fd: int, monkeypatch: pytest.MonkeyPatch, portable: bool
 ) -> None:

@@ -467,6 +467,7 @@ def test_two_imports_of_one_cache_do_not_meet() -> None:
 @pytest.mark.parametrize("order", ["C", "F"])
 def test_features_are_read_block_by_block(monkeypatch: pytest.MonkeyPatch, order: str) -> None:
     monkeypatch.setattr("featx.interchange.npy.BLOCK_BYTES", 2**18)
+    monkeypatch.setattr("featx.cache.waiting.WRITE_BYTES", 2**18)
     n, d = 2048, 1024
     lines = [f"{i:04d}.jpg" for i in range(n)][::-1]
     array = np.asarray(np.arange(n * d, dtype=np.float32).reshape(n, d), order=order)  # type: ignore[call-overload]

@@ -22,9 +22,8 @@ from featx.cache import CacheWriter, Status
 
 @pytest.fixture(autouse=True)
 def _no_commits_by_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Commit only where the life says so, however slow the machine is; never let the disk wait."""
+    """Commit only where the life says so, however slow the machine is."""
     monkeypatch.setattr(writer_module, "COMMIT_INTERVAL_S", float("inf"))
-    monkeypatch.setattr(writer_module, "WRITE_BACK_BYTES", 1)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import errno
 import os
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -41,6 +41,7 @@ _WORDS: Final = {
 # (fsync_fname_ext in src/common/file_utils.c); such a system orders names by itself or not at all.
 _NO_FOLDER_SYNC: Final = {errno.EBADF, errno.EINVAL, errno.ENOTSUP, errno.EACCES, errno.EISDIR}
 _CHUNK: Final = 1 << 20
+MOST_PARTS: Final = 1024  # of one `write_parts` call: IOV_MAX of Linux, macOS and the BSDs
 _SYNC_FILE_RANGE_WRITE: Final = 2  # linux/fs.h
 _FLAGS: Final = os.O_RDWR | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
 
@@ -87,6 +88,7 @@ class Disk:
 
     def __init__(self, *, portable: bool = False) -> None:
         self._pwrite = None if portable else getattr(os, "pwrite", None)
+        self._pwritev = None if portable else getattr(os, "pwritev", None)
         self._fallocate = None if portable else getattr(os, "posix_fallocate", None)
         self._datasync = _sync if portable else getattr(os, "fdatasync", _sync)
         self._sync_file_range = None if portable else _sync_file_range()
@@ -124,6 +126,16 @@ class Disk:
             if not written:
                 raise OSError(errno.ENOSPC, "the system wrote nothing and did not say why")
             view, offset = view[written:], offset + written
+
+    def write_parts(self, fd: int, parts: Sequence[memoryview], offset: int) -> None:
+        """Write parts of bytes at `offset`, one behind the other, in one call where that goes."""
+        if self._pwritev is not None and 1 < len(parts) <= MOST_PARTS:
+            written = self._pwritev(fd, parts, offset)
+            if written == sum(map(len, parts)):
+                return  # else all of it again: the same bytes, and the reason if there is one
+        for part in parts:
+            self.write(fd, part, offset)
+            offset += len(part)
 
     def allocate(self, fd: int, size_bytes: int) -> None:
         """Give an empty file its length and the disk space for it, or raise before any work."""

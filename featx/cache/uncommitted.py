@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -23,7 +24,7 @@ class Beside(NamedTuple):
 
 
 class Uncommitted:
-    """Notes rows as they come; the arrays that it is given may change afterwards."""
+    """Notes rows as they are written."""
 
     def __init__(self) -> None:
         self._parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
@@ -34,13 +35,15 @@ class Uncommitted:
         return self._n
 
     def add(
-        self, rows: np.ndarray, crc32: np.ndarray, sha256: np.ndarray, *told: np.ndarray
+        self,
+        rows: np.ndarray,
+        crc32: np.ndarray,
+        sha256: np.ndarray,
+        told: Iterable[tuple[int, np.ndarray, np.ndarray]] = (),
     ) -> None:
-        """Note rows, all of them DONE unless `told` is the status and the error of each."""
-        self._parts.append((rows.copy(), crc32, sha256.copy()))
-        if told:
-            status, errors = told
-            self._told.append((self._n, status, errors))
+        """Note rows, all of them DONE but what is `told`: from which of them on, status, error."""
+        self._parts.append((rows, crc32, sha256))
+        self._told += [(self._n + start, status, errors) for start, status, errors in told]
         self._n += len(rows)
 
     def beside(self) -> Beside:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any, Final, Self
@@ -36,11 +37,11 @@ from featx.cache.seal import sealed, sealing
 from featx.cache.skeleton import Rows, build_skeleton, write_skeleton
 from featx.cache.uncommitted import Uncommitted
 from featx.cache.verify import checked, looked_over
+from featx.cache.waiting import Gathered, Put, Waiting, pieces
 from featx.errors import DiskError
 
 COMMIT_INTERVAL_S: Final = 1.0
-COMMIT_BYTES: Final = 64 * 2**20
-WRITE_BACK_BYTES: Final = 8 * 2**20  # how much is written before the disk is set to work on it
+COMMIT_BYTES: Final = 256 * 2**20
 _COPY_ROWS_BYTES: Final = 16 * 2**20
 _MASK_ROWS: Final = 65_536  # some 20 MB of what a mask is made of
 
@@ -71,12 +72,13 @@ class CacheWriter:
         with told_as_disk_error(file.path, "open"):
             self._fd = disk.open(file.path)
         self._features = file.columns["features"]
+        self._shape, self._dtype = file.feature_shape, np.dtype(self._features.dtype)
         self._has_extent = "extent" in file.columns
         self._row_bytes = sum(
             column.row_bytes for column in file.columns.values() if column.per_row
         )
+        self._waiting = Waiting()
         self._uncommitted = Uncommitted()
-        self._idle_bytes = 0  # of features, written since the disk was last set to work
         self._committed_at = time.monotonic()
         self._told = self._status > Status.DONE  # rows whose error in the file may not be blank
 
@@ -187,7 +189,9 @@ class CacheWriter:
         sha256: np.ndarray,
         extent: np.ndarray | None = None,
     ) -> None:
-        """Write the features of `rows`.
+        """Write the features of `rows`, at the latest at the next commit.
+
+        Until then the arrays must not change: they are not copied.
 
         Parameters
         ----------
@@ -196,9 +200,9 @@ class CacheWriter:
         sha256 : (m, 32) uint8, of the image files' bytes.
         extent : (m, 2) uint16, of whole pictures.
         """
-        features = np.ascontiguousarray(features, dtype=self._features.dtype)
-        assert features.shape == (len(rows), *self.file.feature_shape), features.shape
-        self._settle(rows, features, sha256, extent=extent)
+        features = np.ascontiguousarray(features, dtype=self._dtype)
+        assert features.shape == (len(rows), *self._shape), features.shape
+        self._settle(Put(rows, features, sha256, None, None, extent))
 
     def fail(self, row: int, status: int, reason: str, sha256: bytes = bytes(32)) -> None:
         """Record that the image of `row` has no features, and why; they become NaN, pixels 0.
@@ -207,17 +211,14 @@ class CacheWriter:
         where they could not be read.
         """
         assert status > Status.DONE, status
-        self._settle(
-            np.array([row]),
-            np.full((1, *self.file.feature_shape), filler(self._features), self._features.dtype),
-            np.frombuffer(sha256, np.uint8)[None],
-            np.array([status], np.uint8),
-            np.array([_cut_utf8(reason, ERROR_BYTES)], dtype=f"S{ERROR_BYTES}"),
-        )
+        none = np.full((1, *self._shape), filler(self._features), self._dtype)
+        put = Put(np.array([row]), none, np.frombuffer(sha256, np.uint8)[None])
+        error = np.array([_cut_utf8(reason, ERROR_BYTES)], dtype=f"S{ERROR_BYTES}")
+        self._settle(put._replace(status=np.array([status], np.uint8), errors=error))
 
     def commit(self) -> None:
         """Force what was put to disk, then the status bytes that vouch for it, then those."""
-        if not len(self._uncommitted):
+        if not len(self._waiting) and not len(self._uncommitted):
             return
         rows, status = self._write_beside()
         try:
@@ -285,7 +286,7 @@ class CacheWriter:
             status, sha256, errors = (source.take(name, source_rows[rows]) for name in MASKING)
             errors[status == Status.DONE] = b""  # it has none; what is there is damage
             extent = source.take("extent", source_rows[rows]) if self._has_extent else None
-            self._settle(rows, features, sha256, status, errors, extent=extent)
+            self._settle(Put(rows, features, sha256, status, errors, extent))
         return damaged
 
     def _put_back(self, rows: np.ndarray) -> None:
@@ -304,40 +305,48 @@ class CacheWriter:
             mask = mask_of(*(self.file.take(name, rows) for name in MASKING))
             self._write_rows("crc32", rows, self.file.take("crc32", rows) ^ mask)
 
-    def _settle(
-        self,
-        rows: np.ndarray,
-        features: np.ndarray,
-        sha256: np.ndarray,
-        *told: np.ndarray,
-        extent: np.ndarray | None = None,
-    ) -> None:
-        """Write features, and note what the commit writes beside them; `told` as `Uncommitted`.
+    def _settle(self, put: Put) -> None:
+        """Take rows as settled."""
+        self._waiting.add(put)
+        overdue = time.monotonic() - self._committed_at >= COMMIT_INTERVAL_S
+        if overdue or self._waiting.is_enough:
+            self._write_waiting()
+            if overdue or len(self._uncommitted) * self._row_bytes >= COMMIT_BYTES:
+                self.commit()
+
+    def _write_waiting(self) -> None:
+        """Write features, and note what the commit writes beside them.
 
         An `extent` is part of what a checksum vouches for; where none is given it is 0.
         """
-        self._write_rows("features", rows, features)
-        crc32 = crc32_of(features)
-        if self._has_extent:
-            extent = np.zeros((len(rows), 2), "<u2") if extent is None else extent.astype("<u2")
-            self._write_rows("extent", rows, extent)
+        if not len(self._waiting):
+            return
+        put = self._waiting.gathered()
+        extent = self._waiting.extents() if self._has_extent else None
+        self._waiting.clear()  # what fails from here on is not tried again: it stays pending
+        with told_as_disk_error(self.file.path, "write"), ThreadPoolExecutor(1) as system:
+            written = system.submit(self._write_features, put)  # copies without the interpreter
+            crc32 = np.concatenate([crc32_of(features) for features in put.features])
+            written.result()
+        if extent is not None:
+            self._write_rows("extent", put.rows, extent)
             crc32 ^= crc32_of(extent)
-        self._uncommitted.add(rows, crc32, sha256, *told)
-        self._idle_bytes += features.nbytes
-        if self._idle_bytes >= WRITE_BACK_BYTES:
-            self._idle_bytes = 0
-            self._disk.begin_write_back(self._fd, self.file.offsets["features"])
-        overdue = time.monotonic() - self._committed_at >= COMMIT_INTERVAL_S
-        if overdue or len(self._uncommitted) * self._row_bytes >= COMMIT_BYTES:
-            self.commit()
+        self._uncommitted.add(put.rows, crc32, put.sha256, put.told)
+
+    def _write_features(self, put: Gathered) -> None:
+        row_bytes, offset = self._features.row_bytes, self.file.offsets["features"]
+        for row, parts in pieces(put.rows, put.features, row_bytes):
+            self._disk.write_parts(self._fd, parts, offset + row * row_bytes)
+        self._disk.begin_write_back(self._fd, offset)
 
     def _write_beside(self) -> tuple[np.ndarray, np.ndarray]:
-        """Write all but the features and the status of the uncommitted rows.
+        """Write what waits, and all but the status of the uncommitted rows.
 
         Returns
         -------
         rows, status : (m,) of these rows, ascending.
         """
+        self._write_waiting()
         rows, status, crc32, sha256, errors = self._uncommitted.beside()
         self._write_rows("crc32", rows, crc32 ^ mask_of(status, sha256, errors))
         self._write_rows("sha256", rows, sha256)
