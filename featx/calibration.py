@@ -56,7 +56,7 @@ def fit_calibration(
         rows = split.val[np.isin(y[split.val], classes)]
         with np.errstate(divide="ignore"):  # log 0 is -inf
             of_rows = None if extent is None else extent[rows]
-            logits = np.log(probabilities_of(estimator, X[rows], of_rows))
+            logits = np.log(probabilities_of(estimator, RowView(X, rows), of_rows))
         words = counted(len(rows), "val image")
     else:
         rows = split.train

@@ -22,6 +22,7 @@ from featx.heads.base import Head
 from featx.heads.cached import load_recorded
 from featx.heads.contents import to_json
 from featx.heads.making import fit_on, make_head, probabilities_of
+from featx.heads.row_view import RowView
 from featx.images import display_names
 from featx.leaks import can_compare_unasked, count_parted
 from featx.metrics import Estimate, Report, score
@@ -229,7 +230,7 @@ def cross_validate(
                 extent=extent,
             )
             tested = None if extent is None else extent[rows[test]]
-            proba = probabilities_of(estimator, features.X[rows[test]], tested)
+            proba = probabilities_of(estimator, RowView(features.X, rows[test]), tested)
             known = estimator.classes_  # every class of the test rows is among them
             y_pred[repeat, test] = known[proba.argmax(axis=1)]
             report = score(

@@ -70,5 +70,5 @@ def out_of_fold(
         columns = np.searchsorted(classes, fitted.classes_)
         found[val] = -np.inf
         with np.errstate(divide="ignore"):  # log 0 is -inf
-            found[np.ix_(val, columns)] = np.log(fitted.predict_proba(X[val]))
+            found[np.ix_(val, columns)] = np.log(fitted.predict_proba(part_of(X, val)))
     return found, ~np.isnan(found[:, 0])

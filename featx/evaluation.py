@@ -27,6 +27,7 @@ from featx.heads.cached import (
     temperature_of,
 )
 from featx.heads.file import HeadFile
+from featx.heads.row_view import RowView
 from featx.images import display_names
 from featx.leaks import NO_CACHE, Leak, Leaks, find_leaks
 from featx.metrics import Report, score
@@ -187,9 +188,9 @@ def evaluate(
             f"{int((features.y < 0).sum())} are unlabelled; "
             "test on another cache"
         )
-    tested = features.take(rows)
-    groups = _groups_of(file, tested, own=own)
-    plain = probabilities(file, tested.X, extent=tested.extent, calibrated=False)
+    groups = _groups_of(file, features, rows, own=own)
+    extent = None if features.extent is None else features.extent[rows]
+    plain = probabilities(file, RowView(features.X, rows), extent=extent, calibrated=False)
     temperature = temperature_of(file)
     predicted = plain if temperature is None else at_temperature(plain, temperature)
     told: dict[str, Any] = {
@@ -220,16 +221,16 @@ def evaluate(
         unlabelled=int((features.y < 0).sum()),
         unknown=unknown,
         failed=len(features.failed),
-        paths=tuple(tested.paths),
-        sha256=tested.sha256,
+        paths=tuple(features.paths[row] for row in rows.tolist()),
+        sha256=features.sha256[rows],
         groups=groups,
         y_true=y_true,
         probabilities=predicted,
-        files=tuple(tested.files),
+        files=tuple(Path(features.root, features.paths[row]) for row in rows.tolist()),
     )
 
 
-def _groups_of(file: HeadFile, features: FeatureSet, *, own: bool) -> np.ndarray:
+def _groups_of(file: HeadFile, features: FeatureSet, rows: np.ndarray, *, own: bool) -> np.ndarray:
     """The groups (n,) that the head's split kept whole, in another set of images that one's own.
 
     A head records those of its held-out images. Its rule is not followed again: a file from a
@@ -237,7 +238,7 @@ def _groups_of(file: HeadFile, features: FeatureSet, *, own: bool) -> np.ndarray
     """
     recorded = file.metadata["split"].get("held_out_groups")
     if recorded is None or not own:
-        return features.groups
+        return features.groups[rows]
     hashes = file.split["held_out"]
     if (
         type(recorded) is not list
@@ -246,7 +247,7 @@ def _groups_of(file: HeadFile, features: FeatureSet, *, own: bool) -> np.ndarray
     ):
         raise HeadError(f"{file.path} does not say which of its held-out images belong together")
     known = {row.tobytes(): group for row, group in zip(hashes, recorded, strict=True)}
-    return np.array([known.get(row.tobytes(), -1) for row in features.sha256], np.int64)
+    return np.array([known.get(row.tobytes(), -1) for row in features.sha256[rows]], np.int64)
 
 
 def _protocol(file: HeadFile, tested_on: str, fit_saw: bool, groups: np.ndarray) -> dict[str, str]:

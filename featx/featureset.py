@@ -20,7 +20,13 @@ from featx.errors import InputError
 from featx.images import display_names
 from featx.splits import TEST_FRACTION
 from featx.usable import FailedImage as FailedImage
-from featx.usable import failed_images, open_intact, split_rows, usable_columns
+from featx.usable import (
+    failed_images,
+    open_intact,
+    split_rows,
+    usable_columns,
+    usable_features,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -332,16 +338,14 @@ def feature_set(file: CacheFile) -> FeatureSet:
     """
     columns = usable_columns(file)
     done = columns["rows"]
-    mapped = file.map("features")
-    everything = len(done) == len(file)
     return FeatureSet(
-        features=mapped if everything else mapped[done],
+        features=usable_features(file, done),
         y=columns["labels"],
         split=np.array(SPLIT_NAMES)[columns["split"]],
         groups=columns["groups"],
         sha256=columns["sha256"],
         rows=done,
-        raw_paths=file.paths if everything else [file.paths[row] for row in done],
+        raw_paths=file.paths if len(done) == len(file) else [file.paths[row] for row in done],
         classes=file.classes,
         failed=failed_images(file),
         spec=file.spec,

@@ -21,6 +21,7 @@ from featx.folds import leave_out_units
 from featx.grouping import drawn_by, group_images
 from featx.heads.base import Head
 from featx.heads.making import fit_on, make_head, probabilities_of
+from featx.heads.row_view import RowView
 from featx.metrics import Estimate
 from featx.metrics.bootstrap import units
 from featx.recorded import settle_on_features
@@ -169,7 +170,7 @@ def learning_curve(
     jobs = [(shot, repeat) for shot in wanted for repeat in range(repeats)]
     jobs.append((int(counts.max()), -1))  # all of them, once
     tested = _unleaked(features, split)
-    X_test, y_test = features.X[tested], features.y[tested]
+    X_test, y_test = RowView(features.X, tested), features.y[tested]
     extent = None if features.extent is None else features.extent[tested]
     rights: dict[int, list[npt.NDArray[np.bool_]]] = {}
     heard: dict[type[Warning], list[str]] = {}

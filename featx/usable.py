@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import os
+import tempfile
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 
 from featx.cache import SPLIT_NAMES, CacheFile, Status, check, open_to_check
 from featx.errors import CacheError, InputError
 from featx.splits import make_split
+
+_MOST_COPIED_BYTES: Final = 1 << 30
+_BLOCK_BYTES: Final = 64 << 20
 
 
 @dataclass(frozen=True)
@@ -63,6 +69,26 @@ def usable_columns(file: CacheFile) -> dict[str, np.ndarray]:
     if (columns["split"] >= len(SPLIT_NAMES)).any():
         raise CacheError(f"{file.path} is damaged: some of its split codes are unknown")
     return {"rows": done, **{name: column[done] for name, column in columns.items()}}
+
+
+def usable_features(file: CacheFile, rows: np.ndarray) -> np.ndarray:
+    """Features (n, d...) of the usable rows: the memory map where these are all there are.
+
+    Where images have failed the others are copied: into memory, or where that would be 1 GiB or
+    more, into a file without a name beside the cache, which is mapped and goes with the array.
+    """
+    if len(rows) == len(file):
+        return file.map("features")
+    column = file.columns["features"]
+    if len(rows) * column.row_bytes >= _MOST_COPIED_BYTES:
+        with suppress(OSError), tempfile.TemporaryFile(dir=file.path.parent) as beside:
+            step = max(1, _BLOCK_BYTES // column.row_bytes)
+            for start in range(0, len(rows), step):
+                beside.write(file.take("features", rows[start : start + step]).data)
+            beside.flush()
+            shape = (len(rows), *column.shape[1:])
+            return np.memmap(beside, column.dtype, "c", shape=shape)
+    return file.map("features")[rows]  # also where that folder takes no more
 
 
 def failed_images(file: CacheFile) -> tuple[FailedImage, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,10 +13,16 @@ from synthetic import CLASSES, SPEC, write_cache
 import featx
 from featx.cache import canonical_json, open_cache, seal_of
 from featx.cache.seal import sealed
+from featx.cross_validation import cross_validate
 from featx.errors import CacheError, HeadError, InputError
 from featx.evaluation import evaluate
+from featx.featureset import FeatureSet
+from featx.few_shot import learning_curve
 from featx.fitting import fit_head
 from featx.heads import LogisticHead, save_head
+from featx.heads.base import Head
+from featx.heads.making import probabilities_of
+from featx.heads.row_view import RowView
 
 
 def test_the_held_out_images_are_measured_and_agree_with_scikit_learn(tmp_path: Path) -> None:
@@ -30,6 +37,51 @@ def test_the_held_out_images_are_measured_and_agree_with_scikit_learn(tmp_path: 
     assert result.report.accuracy.low < result.report.accuracy.value < result.report.accuracy.high
     assert result.trained_left_out == 0
     assert result.report.classes == ("Great tit", "Grue cendrée", "麻雀")
+
+
+@pytest.mark.parametrize("head", ["logistic", "mlp", "knn"])
+def test_tested_rows_are_read_a_block_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, head: str
+) -> None:
+    path = write_cache(tmp_path / "a.h5", n=200)
+    fit_head(path, head=head)
+    expected = evaluate(cache_dir=tmp_path).probabilities
+    read: list[int] = []
+    take = RowView.__getitem__
+
+    def recording(self: RowView, key: object) -> np.ndarray:
+        read.append(len(found := take(self, key)))
+        return found
+
+    monkeypatch.setattr(RowView, "__getitem__", recording)
+    monkeypatch.setattr("featx.heads.base._BLOCK_BYTES", 7 * 16 * 8)
+    monkeypatch.setattr("featx.heads.row_view._BLOCK_BYTES", 7 * 16 * 4)
+    monkeypatch.setattr(FeatureSet, "take", None)
+    assert np.allclose(evaluate(cache_dir=tmp_path).probabilities, expected, rtol=1e-12)
+    assert max(read) == 7
+    assert sum(read) == 2 * len(expected)  # to be sure that they are finite, and to predict
+
+
+@pytest.mark.parametrize("stage", ["cross_validation", "few_shot", "calibration"])
+def test_no_stage_copies_the_rows_that_it_predicts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str
+) -> None:
+    split = np.repeat(np.array([1, 2, 3], np.uint8), 40)
+    path = write_cache(tmp_path / "a.h5", n=120, split=split)
+    kinds = []
+
+    def recording(estimator: Head, X: object, *others: Any) -> np.ndarray:
+        kinds.append(type(X))
+        return probabilities_of(estimator, X, *others)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(f"featx.{stage}.probabilities_of", recording)
+    if stage == "cross_validation":
+        cross_validate(path, head="ridge", cv=3, repeats=1)
+    elif stage == "few_shot":
+        learning_curve(path, head="ridge", shots=(2,), repeats=1)
+    else:
+        fit_head(path, head="ridge", calibrate=True)
+    assert set(kinds) == {RowView}
 
 
 def test_beside_the_accuracy_stands_the_majority_baseline(tmp_path: Path) -> None:

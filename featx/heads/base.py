@@ -132,7 +132,7 @@ class Head(ClassifierMixin, BaseEstimator, ABC):
 
     def _all_logits(self, X: Any) -> FloatArray:
         check_is_fitted(self)
-        X = validate_data(self, X, reset=False, dtype=ROW_TYPES)
+        X, _ = self._checked(X, None)
         logits = np.empty((len(X), len(self.classes_)))
         for rows, Z in standardised_blocks(X, self.mean_, self.scale_):
             logits[rows] = self._logits(Z)

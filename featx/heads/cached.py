@@ -12,6 +12,7 @@ from featx.errors import HeadError
 from featx.featureset import FeatureSet
 from featx.heads.file import HeadFile, load_head
 from featx.heads.making import probabilities_of
+from featx.heads.row_view import RowView
 from featx.images import display_names
 from featx.temperature import BOUNDS, at_temperature
 from featx.workspace import newest_first
@@ -180,7 +181,11 @@ def classes_known(file: HeadFile, features: FeatureSet) -> np.ndarray:
 
 
 def probabilities(
-    file: HeadFile, X: np.ndarray, *, extent: np.ndarray | None = None, calibrated: bool = True
+    file: HeadFile,
+    X: np.ndarray | RowView,
+    *,
+    extent: np.ndarray | None = None,
+    calibrated: bool = True,
 ) -> np.ndarray:
     """Class probabilities (n, k) float64 of features (n, d); no rows give no rows.
 

@@ -84,9 +84,12 @@ def fit_on(
 
 
 def probabilities_of(
-    estimator: Head, X: npt.NDArray[Any], extent: npt.NDArray[np.uint16] | None = None
+    estimator: Head, X: npt.NDArray[Any] | RowView, extent: npt.NDArray[np.uint16] | None = None
 ) -> npt.NDArray[np.float64]:
-    """Class probabilities (n, k) of rows (n, d); `extent` of whole pictures, for a `TailHead`."""
+    """Class probabilities (n, k) of rows (n, d); `extent` of whole pictures, for a `TailHead`.
+
+    Of a `RowView` they are read as they are needed.
+    """
     if isinstance(estimator, TailHead):
         return estimator.predict_proba(X, extent)
     return estimator.predict_proba(X)
