@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from featx.errors import InputError
 from featx.metrics import Estimate
-from featx.metrics.bootstrap import draw_times, units
+from featx.metrics.bootstrap import draw_times, interval, units
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -111,7 +111,7 @@ def compare_accuracies(
         Difference(
             names[a],
             names[b],
-            _estimate(counts, answers.shape[1], drawn[:, a] - drawn[:, b]),
+            interval((counts[0] - counts[1]) / answers.shape[1], drawn[:, a] - drawn[:, b]),
             *counts,
             float(p_pair),
             float(adjusted),
@@ -196,11 +196,3 @@ def _drawn_accuracies(
         times = draw_times(rng, part.stop - part.start, unit)
         drawn[part] = times @ by_image / times.sum(axis=1, keepdims=True)
     return drawn
-
-
-def _estimate(only: tuple[int, int], n: int, drawn: FloatArray) -> Estimate:
-    value = (only[0] - only[1]) / n
-    if not len(drawn):
-        return Estimate(value)
-    low, high = np.percentile(drawn, [2.5, 97.5])
-    return Estimate(value, float(low), float(high))

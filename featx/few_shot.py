@@ -23,7 +23,7 @@ from featx.heads.base import Head
 from featx.heads.making import fit_on, make_head, probabilities_of
 from featx.heads.row_view import RowView
 from featx.metrics import Estimate
-from featx.metrics.bootstrap import units
+from featx.metrics.bootstrap import interval, units
 from featx.recorded import settle_on_features
 from featx.splits import Split, make_split, settled_fraction
 from featx.workspace import newest_cache
@@ -285,8 +285,7 @@ def _estimate(right: npt.NDArray[np.bool_], seed: int, unit: IntArray) -> Estima
         images = units_drawn[:, unit]  # (b, n) how often each
         times = rng.multinomial(repeats, np.full(repeats, 1 / repeats), size=b)  # (b, repeats)
         drawn[part] = ((times @ right) * images).sum(axis=1) / (repeats * images.sum(axis=1))
-    low, high = np.percentile(drawn, [2.5, 97.5])
-    return Estimate(float(right.mean()), float(low), float(high))
+    return interval(float(right.mean()), drawn, n_units=n_units)
 
 
 def _unleaked(features: FeatureSet, split: Split) -> IntArray:

@@ -98,6 +98,12 @@ def test_what_cannot_be_compared_is_refused(
         compare_accuracies(right, names)
 
 
+def test_of_two_that_always_answer_alike_no_interval_is_told() -> None:
+    right = np.array([[True] * 30, [True] * 30])
+    (pair,) = compare_accuracies(right, ["a", "b"], bootstrap=100)
+    assert (pair.accuracy.value, pair.accuracy.low, pair.accuracy.high) == (0, None, None)
+
+
 def test_no_draws_no_interval() -> None:
     (pair,) = compare_accuracies(np.eye(2, dtype=bool), ["a", "b"], bootstrap=0)
     assert pair.accuracy.low is None

@@ -161,6 +161,11 @@ def test_the_interval_counts_both_draws(tmp_path: Path) -> None:
     )
 
 
+def test_where_every_answer_is_right_the_interval_is_the_exact_one() -> None:
+    found = _estimate(np.ones((3, 40), bool), 0, np.arange(40) // 2)
+    assert (found.value, found.low, found.high) == (1, pytest.approx(0.025 ** (1 / 20)), 1)
+
+
 def test_the_interval_draws_whole_groups(tmp_path: Path) -> None:
     path = write_cache(tmp_path / "a.h5", n=120, spread=2.0, groups=np.arange(120) // 4)
     alone = write_cache(tmp_path / "b.h5", n=120, spread=2.0)

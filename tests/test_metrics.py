@@ -5,6 +5,7 @@ import warnings
 
 import numpy as np
 import pytest
+from scipy.stats import binomtest
 from sklearn import metrics as sk
 from sklearn.calibration import calibration_curve
 
@@ -186,11 +187,24 @@ def test_resampling_never_holds_more_than_a_block(monkeypatch):
     assert max(held) <= 10_000
 
 
+@pytest.mark.parametrize("right", [True, False])
+def test_where_all_images_are_alike_shares_have_the_exact_interval_and_others_none(right):
+    y, n_units = np.arange(60) % 3, 20
+    p = np.eye(3)[y if right else (y + 1) % 3] * 0.7 + 0.1
+    report = score(y, p, classes=list("abc"), groups=np.arange(60) // 3)
+    exact = binomtest(n_units if right else 0, n_units).proportion_ci(method="exact")
+    found = report.accuracy
+    assert (found.low, found.high) == pytest.approx((exact.low, exact.high))
+    assert found.value == float(right)
+    for figure in (report.balanced_accuracy, report.macro_f1, report.weighted_f1):
+        assert (figure.value, figure.low, figure.high) == (float(right), None, None)
+
+
 @pytest.mark.parametrize(("n", "k"), [(1, 1), (1, 2), (1, 7), (5, 1), (3, 2)])
 def test_the_smallest_cases_are_scored(n, k):
     p = np.full((n, k), 1 / k)
     report = score(np.zeros(n, int), p, classes=[str(c) for c in range(k)], bootstrap=20)
-    assert report.accuracy == Estimate(1.0, 1.0, 1.0)
+    assert report.accuracy == Estimate(1.0, pytest.approx(0.025 ** (1 / n)), 1.0)
     assert report.log_loss.value == pytest.approx(np.log(k))
     assert report.confusion.shape == (k, k)
     assert (report.average_precision, report.roc_auc) == (None, None)  # one class only

@@ -14,7 +14,7 @@ FloatArray = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Estimate:
-    """A figure and its percentile bootstrap 95 % interval (None where not resampled)."""
+    """A figure and its 95 % interval, as `featx.metrics.bootstrap.interval` has it, or None."""
 
     value: float
     low: float | None = None

@@ -105,7 +105,11 @@ def score(
     exact = {name: float(values.mean()) for name, values in per_image.items()}
     means = class_means(support[None], predicted[None], hits[None])
     exact |= {name: float(values[0]) for name, values in means.items()}
-    estimate = {name: interval(value, draws[name]) for name, value in exact.items()}
+    n_units = {name: int(unit.max()) + 1 for name in ("accuracy", "baseline", "top5")}
+    estimate = {
+        name: interval(value, draws[name], n_units=n_units.get(name))
+        for name, value in exact.items()
+    }
     curve = reliability(found.confidence, found.y_pred == y)
     return Report(
         n=len(y),
