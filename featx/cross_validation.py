@@ -305,11 +305,18 @@ def cross_validate_like(
 def _different_draws(
     labels: np.ndarray, groups: np.ndarray, cv: int, seeds: range
 ) -> dict[int, list[tuple[np.ndarray, np.ndarray]]]:
-    """Seed -> folds, of seeds whose folds test other sets of images than those before."""
+    """Seed -> folds, of seeds whose folds test other sets of images than those before.
+
+    A fold that leaves but one class to train on is left out.
+    """
     known: dict[frozenset[bytes], int] = {}
     drawn = {}
     for seed in seeds:
-        parts = cross_validation_folds(labels, n_folds=cv, groups=groups, seed=seed)
+        parts = [
+            (train, test)
+            for train, test in cross_validation_folds(labels, n_folds=cv, groups=groups, seed=seed)
+            if len(np.unique(labels[train])) > 1
+        ]
         partition = frozenset(test.tobytes() for _, test in parts)
         if known.setdefault(partition, seed) == seed:
             drawn[seed] = parts
@@ -323,10 +330,11 @@ def _notes(
     notes = []
     if made["cv"] < asked["cv"]:
         units, testable = leave_out_units(labels, groups=groups)
-        notes.append(
-            f"{asked['cv']} folds were asked for, {made['cv']} could be made: only "
-            f"{len(np.unique(units[testable]))} groups or images alone can be tested"
-        )
+        n_units = len(np.unique(units[testable]))
+        why = f"only {n_units} groups or images alone can be tested"
+        if n_units >= asked["cv"]:
+            why = "others would leave but one class to train on"
+        notes.append(f"{asked['cv']} folds were asked for, {made['cv']} could be made: {why}")
     if made["repeats"] < asked["repeats"]:
         notes.append(
             f"{asked['repeats']} repeats were asked for, {made['repeats']} counted: the other "

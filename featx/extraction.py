@@ -189,7 +189,9 @@ def run_extractions(
     if out is not None and len(asked) > 1:
         raise InputError(f"--out names one cache, but {len(asked)} are asked for; use --cache-dir")
     listener, checked = listener or Listener(), ExtractRules(**rules)
-    images = located(images)
+    images = os.path.expanduser(located(images))  # noqa: PTH111 (a glob is no path)
+    cache_dir = Path(cache_dir).expanduser()
+    out = None if out is None else Path(out).expanduser()
     table = list_images(
         images,
         label_from=asked[0].label_from,  # type: ignore[arg-type]  # checked by ExtractOptions

@@ -71,7 +71,7 @@ def check_failures(file: CacheFile, max_failed: float) -> None:
     counts = file.counts()
     done, n = counts[Status.DONE], len(file)
     failed = n - done
-    if done and failed <= max_failed * n:
+    if done and failed / n <= max_failed:  # 29 of 100 are 0.29, but 0.29 * 100 is less than 29
         return
     told = ", ".join(f"{counts[s]:,} {s.words}" for s in Status if counts[s] and s != Status.DONE)
     what = (

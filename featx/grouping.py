@@ -5,6 +5,7 @@ Images of one group are never parted: neither between training and held-out imag
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -173,4 +174,12 @@ def _from_table(features: FeatureSet, table: Path, column: str) -> list[str | No
 
 
 def _place(folder: Path, path: str) -> str:
-    return os.path.normpath(os.path.join(folder.absolute(), path))  # noqa: PTH118
+    """Where a file lies, whichever links lead to its folder."""
+    whole = os.path.join(folder, path)  # noqa: PTH118
+    above, name = os.path.split(whole)
+    return os.path.join(_followed(above), name)  # noqa: PTH118
+
+
+@functools.lru_cache(maxsize=65_536)  # a folder holds many images
+def _followed(folder: str) -> str:
+    return os.path.realpath(folder)

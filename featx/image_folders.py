@@ -6,6 +6,8 @@ import os
 import unicodedata
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
 
 import numpy as np
 
@@ -104,11 +106,14 @@ def _notes_on_empty(
     else:
         parents = {folder.rpartition(b"/")[0] for folder in listing.folders}
         empty = [folder for folder in empty if folder not in parents]
-    # A split folder may be empty, and so may a class that has its images in another split.
+    # A split folder may be empty, and so may a class that has its images in another split. A folder
+    # of caches is none: it appears where a command is run in the folder of the images.
     new = [
         folder
         for folder in empty
-        if folder.count(b"/") >= n_levels and _class_name(folder.rpartition(b"/")[2]) not in classes
+        if folder.count(b"/") >= n_levels
+        and _class_name(folder.rpartition(b"/")[2]) not in classes
+        and not _is_of_caches(listing.root, folder)
     ]
     if new and not prune:
         raise InputError(
@@ -117,6 +122,17 @@ def _notes_on_empty(
             f"expected {LAYOUT}"
         )
     return [f"no images in {some(empty)}"] if empty else []
+
+
+def _is_of_caches(root: Path, folder: bytes) -> bool:
+    """Whether a cache, finished or not, lies in a folder below the root, or in one it lies in."""
+    place = root / os.fsdecode(folder)
+    while place != root:
+        with suppress(OSError):
+            if any(each.name.endswith((".h5", ".h5.partial")) for each in place.iterdir()):
+                return True
+        place = place.parent
+    return False
 
 
 def _class_name(folder: bytes) -> str:

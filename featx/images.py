@@ -185,8 +185,8 @@ def table_of(
         classes = tuple(sorted(present))
     if len(present) == 1:
         notes.append(
-            f"only one class, {classes[0]!r}: a head needs two; if the classes lie deeper, list "
-            "that folder, or take the label from the leaf folder (--label-from leaf)"
+            f"only one class, {next(iter(present))!r}: a head needs two; if the classes lie "
+            "deeper, list that folder, or take the label from the leaf folder (--label-from leaf)"
         )
     groups, group_names = _codes([row.group or None for row in found])
     return ImageTable(

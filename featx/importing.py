@@ -191,7 +191,7 @@ def _target(path: Path) -> Path:
 def _check_finite(finite: np.ndarray, images: ImageTable, max_failed: float) -> None:
     """Refuse features of which no row, or too few, could be used."""
     n, bad = len(finite), np.flatnonzero(~finite)
-    if len(bad) < n and len(bad) <= max_failed * n:
+    if len(bad) < n and len(bad) / n <= max_failed:
         return
     accept = ", or accept that with --max-failed" if len(bad) < n else ""
     raise TooManyFailedError(

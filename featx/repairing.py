@@ -96,6 +96,7 @@ def repair(
         max_size="none",  # as large as the cache that is there
     )
     target = Path(cache)
+    target = target.resolve() if target.is_symlink() else target  # so that a link stays one
     job = Job(
         source=source,
         table=table,

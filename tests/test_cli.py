@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import io
 import json
 import os
@@ -438,6 +439,18 @@ def test_memory_that_ran_out_is_no_defect(
                   "--engine", "torch-eager", "--weights", "random", code=1)  # fmt: skip
     assert "the memory ran out; rows that an extraction has committed" in made.stderr
     assert "defect" not in made.stderr
+
+
+@pytest.mark.parametrize("code", [errno.EACCES, errno.ENAMETOOLONG, errno.ESTALE])
+def test_a_path_that_the_system_does_not_let_be_looked_at_is_no_defect(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    def is_dir(path: Path) -> bool:
+        raise OSError(code, os.strerror(code), str(path))
+
+    monkeypatch.setattr("featx.images.Path.is_dir", is_dir)
+    made = featx_("extract", tmp_path / "birds", code=6)
+    assert made.stderr.startswith(f"featx: {tmp_path / 'birds'}: {os.strerror(code).lower()}")
 
 
 def test_nothing_is_fitted_or_measured_on_damaged_rows(tmp_path: Path) -> None:

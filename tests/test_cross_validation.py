@@ -333,3 +333,15 @@ def test_a_head_stands_for_the_way_it_was_fitted(tmp_path: Path) -> None:
     code, _, stderr = run("evaluate", path, "--group", "parent")
     assert code == 2
     assert "go with --cv" in stderr
+
+
+def test_a_fold_that_leaves_one_class_to_train_on_is_left_out_and_told(tmp_path: Path) -> None:
+    labels = np.array([0] * 10 + [1] * 4)
+    groups = np.array([1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 9, 9, 9, 9])
+    path = write_cache(tmp_path / "a.h5", n=14, classes=("a", "b"), labels=labels, groups=groups)
+    found = cross_validate(path, head="ridge", cv=5, repeats=1)
+    assert (found.cv, len(found.folds)) == (4, 4)
+    assert found.never_tested == 6  # the other class, and what was tested beside it
+    assert found.notes == (
+        "5 folds were asked for, 4 could be made: others would leave but one class to train on",
+    )

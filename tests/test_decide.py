@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial as bound
 from pathlib import Path
 from typing import Any
@@ -273,3 +274,25 @@ def test_of_two_caches_that_fit_the_one_that_knows_more_is_taken(tmp_path: Path)
     writer.close()
     made = decision(rows_of(11), path, partial_path(path))
     assert (made.action, made.kept) == ("resume", 10)
+
+
+def test_a_file_too_large_to_be_read_is_unchanged_while_its_size_is(tmp_path: Path) -> None:
+    path = tmp_path / "a.h5"
+    writer = create(path)
+    writer.put(np.arange(9), features_of(9), sha_of(9))
+    writer.fail(9, Status.TOO_LARGE, "the file has 2,000,000,000 bytes")
+    writer.finish(path, {})
+    now = rows_of()
+    size, mtime = now.size_bytes.copy(), now.mtime_ns.copy()
+    mtime[9] += 1
+    known = sha_of()
+
+    def hashes(images: Sequence[int]) -> list[bytes]:
+        assert 9 not in images
+        return [known[i].tobytes() for i in images]
+
+    made = decision(replace(now, mtime_ns=mtime), path, hashes=hashes, rehash=True)
+    assert (made.kept, made.changed) == (10, 0)
+    size[9] += 1
+    made = decision(replace(now, size_bytes=size), path)
+    assert (made.kept, made.changed) == (9, 1)

@@ -811,6 +811,22 @@ def test_a_link_to_a_cache_stays_a_link(colour_folder: Folder, tmp_path: Path) -
         assert verify(tmp_path / "large_disk" / "a.h5").ok
 
 
+def test_the_home_folder_is_meant_everywhere(
+    colour_folder: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = colour_folder()
+    home, name = images.parent, images.name
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("USERPROFILE", str(home))
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    made = featx.extract(f"~/{name}", cache_dir="~/caches", **TINY).path
+    assert made.parent == home / "caches"
+    assert open_cache(made).run["source"] == str(home / name)
+    assert not (tmp_path / "here/~").exists()
+    assert featx.extract(f"~/{name}", out="~/a.h5", **TINY).path == home / "a.h5"
+
+
 # --- the engine -----------------------------------------------------------------------------------
 
 

@@ -98,3 +98,17 @@ def test_a_table_that_does_not_fit_is_refused(features: FeatureSet, tmp_path: Pa
         group_images(features, f"{root / 'a.csv'}:plot")
     with pytest.raises(InputError, match="has no column 'ring'; it has path, plot"):
         group_images(features, f"{root / 'a.csv'}:ring")
+
+
+def test_a_table_is_found_to_fit_whichever_link_leads_to_it(tmp_path: Path) -> None:
+    (tmp_path / "disk/birds").mkdir(parents=True)
+    (tmp_path / "data").symlink_to(tmp_path / "disk")
+    features = featx.load(
+        write_cache(tmp_path / "a.h5", n=24, root=str(tmp_path / "disk/birds"))  # as listed
+    )
+    linked = tmp_path / "data/birds"
+    for place in ("", f"{linked}/"):
+        rows = [f"{place}{path},{i // 4}" for i, path in enumerate(features.paths)]
+        (linked / "sites.csv").write_text("\n".join(["path,site", *rows]))
+        found = group_images(features, f"{linked}/sites.csv:site")
+        assert np.array_equal(found.groups, np.arange(24) // 4)

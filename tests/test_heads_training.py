@@ -223,6 +223,13 @@ def test_batches_and_rate_of_the_mlp_follow_the_rows_it_is_trained_on(asked, tak
     assert (settings["batch_size"], settings["lr"]) == (taken, head.lr_)
 
 
+def test_no_batch_of_the_mlp_is_larger_than_a_window(little_room, batches):
+    X, y = birds(4000)
+    head = MLPHead((4,), epochs=1).fit(X, y, X_val=X[:9], y_val=y[:9])
+    assert (head.batch_size_, head.lr_) == (64, 1e-3)  # of windows of 192 rows
+    assert max(len(x) for x in batches[0]) == 64
+
+
 def test_the_mlp_has_the_layers_asked_for_and_learns_exclusive_or():
     X = np.array([[0, 0], [0, 1], [1, 0], [1, 1]] * 25, np.float32)
     y = (X[:, 0] != X[:, 1]).astype(int)

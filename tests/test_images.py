@@ -302,6 +302,16 @@ def test_a_class_folder_without_images_is_named(tmp_path: Path) -> None:
     assert pruned.notes == ("no images in test, val/heron, val/wren",)
 
 
+@pytest.mark.parametrize("name", ["birds.h5", "birds.h5.partial"])
+def test_a_folder_of_caches_among_the_classes_is_none_of_them(tmp_path: Path, name: str) -> None:
+    make(tmp_path, "owl/1.jpg", "wren/1.jpg", f"cache/{name}", "cache/report/notes.txt")
+    for label_from in ("first", "leaf"):
+        assert list_images(tmp_path, label_from=label_from).classes == ("owl", "wren")
+    make(tmp_path, "heron/notes.txt", "all.h5")  # a cache beside the classes excuses none of them
+    with pytest.raises(InputError, match="hold no images: heron;"):
+        list_images(tmp_path)
+
+
 def test_an_empty_leaf_folder_is_a_class_without_images(tmp_path: Path) -> None:
     make(tmp_path, "aves/owl/1.jpg", "aves/wren/1.jpg")
     (tmp_path / "aves/heron").mkdir()

@@ -80,6 +80,15 @@ def test_damaged_rows_are_computed_again_and_the_others_copied(
     assert cache.read_bytes() != damaged
 
 
+def test_a_link_to_a_damaged_cache_stays_a_link(cache: Path) -> None:
+    link = cache.with_name("link.h5")
+    link.symlink_to(cache)
+    flip(cache, "features", 2)
+    featx.repair(link)
+    assert link.is_symlink()
+    assert verify(cache).ok
+
+
 @pytest.mark.parametrize(
     ("column", "row"),
     [("crc32", 5), ("status", 5), ("sha256", 5), ("labels", 5), ("paths", 5), ("split", 5),

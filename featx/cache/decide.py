@@ -252,8 +252,10 @@ def _unchanged(
     same_size = rows.size_bytes == source.map("size_bytes")[row]
     same_time = rows.mtime_ns == source.map("mtime_ns")[row]
     unread = candidates & (status[row] == Status.UNREADABLE)
-    same = candidates & same_size & same_time & ~unread
-    doubtful = candidates & same_size & (trust.rehash | ~same_time)
+    # a file too large to be read has no hash, and its size is all that is known of it
+    unhashed = (status[row] == Status.TOO_LARGE) & ~sha256[row].any(axis=1)
+    same = candidates & same_size & (same_time | unhashed) & ~unread
+    doubtful = candidates & same_size & ~unhashed & (trust.rehash | ~same_time)
     asked = np.flatnonzero(unread | doubtful)
     for i, found in zip(asked.tolist(), hashes(asked.tolist()), strict=True):
         if unread[i]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import json
 import os
@@ -18,7 +19,13 @@ from rich.table import Table
 from typer.models import OptionInfo
 
 from featx.counting import counted
-from featx.errors import EXIT_INTERRUPTED, EXIT_SOME_FAILED, EXIT_UNEXPECTED, FeatxError
+from featx.errors import (
+    EXIT_DISK,
+    EXIT_INTERRUPTED,
+    EXIT_SOME_FAILED,
+    EXIT_UNEXPECTED,
+    FeatxError,
+)
 from featx.interrupts import cleaning_up
 
 _INTERVAL_S: Final = 5.0  # between two lines of progress where there is no terminal
@@ -71,6 +78,19 @@ def table(title: str | None, *columns: str, right: Sequence[str] = ()) -> Table:
     return made
 
 
+# What a system says of a path that it does not let be looked at: no defect of ours.
+_REFUSED: Final = {
+    errno.EACCES,
+    errno.EPERM,
+    errno.ENAMETOOLONG,
+    errno.EIO,
+    errno.ENOTCONN,
+    errno.ESTALE,
+    errno.EHOSTDOWN,
+    errno.ETIMEDOUT,
+}
+
+
 def command(function: Callable[Params, Result]) -> Callable[Params, Result]:
     """Turn the exceptions of a command into a message and an exit code."""
 
@@ -98,6 +118,10 @@ def command(function: Callable[Params, Result]) -> Callable[Params, Result]:
                     "with --batch-size"
                 )
                 raise typer.Exit(EXIT_UNEXPECTED) from error
+            if isinstance(error, OSError) and error.filename and error.errno in _REFUSED:
+                words = (error.strerror or "it cannot be looked at").lower()
+                tell(f"featx: {os.fsdecode(error.filename)}: {words}")
+                raise typer.Exit(EXIT_DISK) from error
             traceback.print_exc()
             tell(
                 f"featx: unexpected {type(error).__name__}; this is a defect of featx, "

@@ -38,7 +38,8 @@ class CudaGraphEngine(EagerEngine):
         self._graph = torch.cuda.CUDAGraph()
         stream = torch.cuda.Stream(self.device)
         stream.wait_stream(torch.cuda.current_stream(self.device))
-        with torch.inference_mode(), arithmetic(self.device, self.precision):
+        on_device = torch.cuda.device(self.device)  # a graph is recorded on the current one
+        with on_device, torch.inference_mode(), arithmetic(self.device, self.precision):
             try:
                 with torch.cuda.stream(stream):
                     for _ in range(_WARM_UPS):
@@ -54,7 +55,7 @@ class CudaGraphEngine(EagerEngine):
 
     def __call__(self, pixels: np.ndarray | Windows) -> np.ndarray:
         assert len(pixels) == self.batch_size, f"{len(pixels)} images, not {self.batch_size}"
-        with torch.inference_mode():
+        with torch.cuda.device(self.device), torch.inference_mode():
             self._pixels.copy_(self._there(pixels))
             self._graph.replay()
             return self._features_there.cpu().numpy()

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 from featx.heads.base import is_number, is_whole, require
 from featx.heads.network import NetworkHead
+from featx.heads.rows import window_lengths
 from featx.heads.training import Recipe, Trained, batch_size_of, learning_rate_of
 
 
@@ -32,7 +33,7 @@ class MLPHead(NetworkHead):
     epochs : int
     batch_size : int, optional
         None: 64, and for more than 2,048 rows the largest power of two that leaves an epoch 16
-        steps, up to 1,024 (`batch_size_of`).
+        steps, up to 1,024 (`batch_size_of`); of the rows in a window, where there are several.
     weight_decay : float
         Decoupled (Loshchilov & Hutter 2019), on the weights, not on the biases.
     patience : int, optional
@@ -115,7 +116,8 @@ class MLPHead(NetworkHead):
         return self.n_seeds
 
     def _recipe(self, sizes: tuple[int, ...], n: int, precision: str) -> Recipe:
-        self.batch_size_ = self.batch_size or batch_size_of(n)
+        together = window_lengths(n, sizes[0])[0]  # rows of one window: no batch reaches beyond
+        self.batch_size_ = self.batch_size or batch_size_of(together)
         self.lr_ = self.lr or learning_rate_of(self.batch_size_)
         return Recipe(
             sizes=sizes,
