@@ -13,6 +13,7 @@ import numpy as np
 
 from featx.cache import CacheWriter, Decision, cache_lock, size_of, split_counts
 from featx.counting import counted
+from featx.datasets.packed import find
 from featx.devices import Device
 from featx.engines.base import how
 from featx.engines.choice import Running
@@ -75,6 +76,7 @@ class Filling:
     ----------
     job, options, rules : what is asked.
     listener : is told how it will be done.
+    told : notes that it has been told, in this pass; more are added.
 
     Attributes
     ----------
@@ -84,7 +86,12 @@ class Filling:
     """
 
     def __init__(
-        self, job: Job, options: ExtractOptions, rules: ExtractRules, listener: Listener
+        self,
+        job: Job,
+        options: ExtractOptions,
+        rules: ExtractRules,
+        listener: Listener,
+        told: set[str],
     ) -> None:
         self._job, self._rules, self._listener = job, rules, listener
         self.pipeline, self.plan = _planned(job, options, rules)
@@ -92,7 +99,9 @@ class Filling:
         self.extraction: Extraction | None = None
         backbone, front, engine = self.pipeline.backbone, self.pipeline.front, self.pipeline.engine
         for note in (*backbone.notes, *front.notes):
-            listener.tell(note)
+            if note not in told:  # as of another cut of the same network
+                told.add(note)
+                listener.tell(note)
         self._spec = make_spec(
             options, job.table, backbone, front, engine.feature_shape, self.pipeline.precision
         )
@@ -209,7 +218,8 @@ def fill_caches(
     """
     for note in table_notes(asked[0][0].table):
         listener.tell(note)
-    fillings = [Filling(job, options, rules, listener) for job, options in asked]
+    told: set[str] = set()
+    fillings = [Filling(job, options, rules, listener, told) for job, options in asked]
     targets = [filling.target.absolute() for filling in fillings]
     for i, target in enumerate(targets):
         if target in targets[:i]:
@@ -298,7 +308,10 @@ def table_notes(table: ImageTable) -> list[str]:
     )
     parts = "".join(f", {count:,} {name}" for name, count in split_counts(table.split).items())
     skipped = "; ".join(f"{count:,} {reason}" for reason, count in table.skipped.items())
-    notes = [f"{counted(len(table), 'image')} in {table.root}{classes}{parts}", *table.notes]
+    place = find(table.root)
+    in_package = place is not None and place.data_set.folder is None
+    where = place.name if place is not None and in_package else table.root
+    notes = [f"{counted(len(table), 'image')} in {where}{classes}{parts}", *table.notes]
     return [*notes, f"passed over: {skipped}"] if skipped else notes
 
 

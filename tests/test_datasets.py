@@ -33,6 +33,7 @@ from featx.datasets.cifar import class_names, read_batch
 from featx.decoding import DecodeOptions, decode, read_image
 from featx.engines.eager import EagerEngine
 from featx.errors import ImageError, InputError
+from featx.filling import table_notes
 from featx.images import ImageTable, expand_inputs, list_images
 
 pytestmark = pytest.mark.usefixtures("kept_decoders")
@@ -84,6 +85,7 @@ def test_every_image_and_label_is_that_of_torchvision(
 
 def test_the_digits_are_those_of_scikit_learn() -> None:
     table = list_images("sklearn:digits")
+    assert table_notes(table)[0].startswith("1,797 images in sklearn:digits, 10 classes")
     expected = load_digits()
     assert len(table) == len(expected.target) == 1797
     assert not table.split.any()

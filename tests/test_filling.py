@@ -98,6 +98,14 @@ def test_several_cuts_fill_a_cache_each(colour_folder: Folder, tmp_path: Path) -
     assert pooled.X.tobytes() == alone.X.tobytes()
 
 
+def test_what_holds_for_several_caches_is_told_once(colour_folder: Folder, tmp_path: Path) -> None:
+    told: list[str] = []
+    asked = [options(), options(cut="features.3"), options(backbone="resnet18")]
+    run_extractions(colour_folder(), asked, cache_dir=tmp_path, listener=Listener(tell=told.append))
+    assert told.count("weights are random (seed 0): features of an untrained network") == 1
+    assert sum(" (random), cut " in sentence for sentence in told) == 3
+
+
 def test_each_cache_gets_only_the_rows_it_lacks(colour_folder: Folder, tmp_path: Path) -> None:
     root = colour_folder()
     featx.extract(root, **TINY, cache_dir=tmp_path)
