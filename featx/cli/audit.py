@@ -10,7 +10,7 @@ import typer
 
 from featx.cli.options import CacheDir, Device, DuplicateThreshold, Json, Seed, given
 from featx.cli.output import command, out, print_json, table, tell
-from featx.cli.predict import save_grid
+from featx.cli.pictures import check_picture, save_grid
 from featx.counting import counted
 from featx.errors import InputError
 
@@ -51,6 +51,8 @@ def audit(
     """Rank the likeliest wrong labels, pictures that are there twice, and outliers of a cache."""
     from featx.auditing import audit as run
 
+    if show is not None:
+        check_picture(show)
     found = run(
         cache,
         labels=labels,

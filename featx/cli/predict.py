@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import os
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TextIO
 
@@ -31,13 +30,11 @@ from featx.cli.output import (
     tell_failures,
     to_json,
 )
+from featx.cli.pictures import check_picture, check_place, save_grid
 from featx.errors import InputError
 
 if TYPE_CHECKING:
     from featx.prediction import Predictions
-    from featx.report.grid import Mark
-
-_PICTURES = (".png", ".jpg", ".webp")
 
 
 @command
@@ -82,6 +79,13 @@ def predict(
     """Name every image: its most probable classes and their probabilities."""
     from featx.prediction import predict as run
 
+    to_stdout = str(csv_file) == "-"
+    if json_output and to_stdout:
+        raise InputError("--json and --csv - both write to standard output: name a CSV file")
+    if csv_file is not None and not to_stdout:
+        check_place(csv_file)
+    if show is not None:
+        check_picture(show)
     with progress("predict") as bar:
         predictions = run(
             head,
@@ -98,23 +102,21 @@ def predict(
             start=bar.start,
             progress=bar.advance,
         )
-    if json_output and str(csv_file) == "-":
-        raise InputError("--json and --csv - both write to standard output: name a CSV file")
     if json_output:
         for record in predictions.to_records(top_k=top_k):
             sys.stdout.write(to_json(record) + "\n")
     elif csv_file is None and len(predictions):
         _print_predictions(predictions, top_k)
-    if csv_file is not None:
-        _write_csv(predictions, csv_file, top_k)
-    if show is not None and len(predictions):
-        _show(predictions, show)
     if predictions.temperature is not None:
         tell(
             f"probabilities at temperature {predictions.temperature:.3g}, which was fitted with "
             "the head, or with the one before a final fit; --uncalibrated gives the head's own"
         )
     tell_failures(predictions.failed)
+    if csv_file is not None:  # after what can be printed, which a full disk must not take along
+        _write_csv(predictions, csv_file, top_k)
+    if show is not None and len(predictions):
+        _show(predictions, show)
     exit_if_failed(predictions.failed)
 
 
@@ -178,28 +180,6 @@ def _show(predictions: Predictions, path: Path) -> None:
     tell(f"wrote {path}")
 
 
-def save_grid(
-    path: Path,
-    files: Sequence[Path],
-    captions: Sequence[str],
-    marks: Sequence[Mark] | None = None,
-    columns: int | None = None,
-) -> None:
-    """Write `featx.report.grid.image_grid` as a picture, and tell of characters without a font."""
-    from featx.cache.files import WRITE_ELSEWHERE, told_as_disk_error
-    from featx.report.fonts import glyph_warning
-    from featx.report.grid import image_grid
-
-    if path.suffix.lower() not in _PICTURES:
-        raise InputError(f"a picture is written as {' or '.join(_PICTURES)}, got {str(path)!r}")
-    picture = image_grid(files, captions, marks=marks, columns=columns)
-    with told_as_disk_error(path, "write", WRITE_ELSEWHERE):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        picture.save(path)
-    if warning := glyph_warning(captions):
-        tell(warning)
-
-
 @command
 def show(
     source: Annotated[Path, typer.Argument(help="A cache (.h5), or images as for extract.")],
@@ -224,6 +204,7 @@ def show(
     """Draw a grid of images with their labels and, with a head, its predictions."""
     from featx.report.showing import choose
 
+    check_picture(out_file)
     chosen = choose(
         source,
         n=n,
@@ -234,5 +215,5 @@ def show(
         seed=seed,
         data_root=data_root,
     )
-    save_grid(out_file, chosen.files, chosen.captions, chosen.marks)
-    out().print(f"wrote {out_file}: {len(chosen.files):,} of {chosen.total:,} images")
+    drawn = save_grid(out_file, chosen.files, chosen.captions, chosen.marks)
+    out().print(f"wrote {out_file}: {drawn:,} of {chosen.total:,} images")

@@ -20,7 +20,7 @@ _PAPER, _INK, _GREY, _TILE = (255, 255, 255), (32, 33, 36), (110, 112, 118), (23
 # Okabe and Ito's bluish green and vermilion: told apart by readers of any colour vision; the sign
 # in the corner says the same without colour.
 _MARK_COLOURS = {"ok": (0, 158, 115), "wrong": (213, 94, 0)}
-_MIN_TILE_PX = 48
+_TILE_PX, _MIN_TILE_PX = 160, 48
 _MAX_CAPTION_LINES = 3
 _MAX_PIXELS = 100_000_000  # a grid is for looking at; more would not open in a viewer
 _ELLIPSIS = "…"
@@ -170,12 +170,50 @@ def _check(
         raise InputError(f"tile_px must be at least {_MIN_TILE_PX}; got {tile_px}")
 
 
+@dataclass(frozen=True)
+class _Page:
+    """Where everything of a grid lies, before anything is drawn; sizes in pixels."""
+
+    pen: _Pen
+    big: _Pen
+    heading: list[str]
+    lines: list[list[str]]  # of each caption
+    rows: list[range]
+    row_px: list[int]
+    gap: int
+    head_px: int
+    width: int
+
+    @property
+    def height(self) -> int:
+        return self.head_px + sum(self.row_px)
+
+
+def _page(captions: Sequence[str], columns: int | None, tile_px: int, title: str | None) -> _Page:
+    n = len(captions)
+    columns = min(n, math.ceil(math.sqrt(1.4 * n))) if columns is None else columns
+    if columns < 1:
+        raise InputError(f"columns must be at least 1; got {columns}")
+    columns, gap = min(columns, n), max(8, tile_px // 12)
+    paragraphs = "\n".join([*captions, title or "", _ELLIPSIS]).split("\n")
+    pen = _Pen(fonts_for(paragraphs), max(11, tile_px // 12))
+    big = _Pen(pen.fonts, round(pen.size_px * 1.5))
+    width = columns * (tile_px + gap) + gap
+    heading = big.wrap(title, width - 2 * gap, 2) if title else []
+    lines = [pen.wrap(caption, tile_px, _MAX_CAPTION_LINES) for caption in captions]
+    rows = [range(first, min(first + columns, n)) for first in range(0, n, columns)]
+    text_px = [max(len(lines[i]) for i in row) * pen.line_px for row in rows]
+    row_px = [tile_px + gap + text + gap // 3 for text in text_px]
+    head_px = gap + len(heading) * big.line_px + (gap // 2 if heading else 0)
+    return _Page(pen, big, heading, lines, rows, row_px, gap, head_px, width)
+
+
 def image_grid(
     files: Sequence[Path],
     captions: Sequence[str],
     *,
     columns: int | None = None,
-    tile_px: int = 160,
+    tile_px: int = _TILE_PX,
     marks: Sequence[Mark] | None = None,
     title: str | None = None,
 ) -> Image.Image:
@@ -219,37 +257,42 @@ def image_grid(
     """
     marks = [None] * len(files) if marks is None else marks
     _check(files, captions, marks, tile_px)
-    n = len(files)
-    columns = min(n, math.ceil(math.sqrt(1.4 * n))) if columns is None else columns
-    if columns < 1:
-        raise InputError(f"columns must be at least 1; got {columns}")
-    columns, gap = min(columns, n), max(8, tile_px // 12)
-    paragraphs = "\n".join([*captions, title or "", _ELLIPSIS]).split("\n")
-    pen = _Pen(fonts_for(paragraphs), max(11, tile_px // 12))
-    big = _Pen(pen.fonts, round(pen.size_px * 1.5))
-    width = columns * (tile_px + gap) + gap
-    heading = big.wrap(title, width - 2 * gap, 2) if title else []
-    lines = [pen.wrap(caption, tile_px, _MAX_CAPTION_LINES) for caption in captions]
-    rows = [range(first, min(first + columns, n)) for first in range(0, n, columns)]
-    text_px = [max(len(lines[i]) for i in row) * pen.line_px for row in rows]
-    head_px = gap + len(heading) * big.line_px + (gap // 2 if heading else 0)
-    height = head_px + sum(tile_px + gap + text + gap // 3 for text in text_px)
-    if width * height > _MAX_PIXELS:
+    page = _page(captions, columns, tile_px, title)
+    if page.width * page.height > _MAX_PIXELS:
         raise InputError(
-            f"a grid of {n} images at tile_px={tile_px} would have {width} x {height} pixels; "
-            "show fewer images or use smaller tiles"
+            f"a grid of {len(files)} images at tile_px={tile_px} would have {page.width} x "
+            f"{page.height} pixels; show fewer images or use smaller tiles"
         )
-    sheet = Image.new("RGB", (width, height), _PAPER)
+    sheet = Image.new("RGB", (page.width, page.height), _PAPER)
     draw = ImageDraw.Draw(sheet)
-    for row_number, line in enumerate(heading):
-        big.write(draw, width / 2, gap / 2 + row_number * big.line_px, line, _INK)
-    y = head_px
-    for row, text in zip(rows, text_px, strict=True):
+    for row_number, line in enumerate(page.heading):
+        top = page.gap / 2 + row_number * page.big.line_px
+        page.big.write(draw, page.width / 2, top, line, _INK)
+    y, pen = page.head_px, page.pen
+    for row, row_px in zip(page.rows, page.row_px, strict=True):
         for column, i in enumerate(row):
-            x = gap + column * (tile_px + gap)
+            x = page.gap + column * (tile_px + page.gap)
             _draw_tile(sheet, files[i], marks[i], (x, y), tile_px, pen)
-            for line_number, line in enumerate(lines[i]):
-                top = y + tile_px + gap // 3 + line_number * pen.line_px
+            for line_number, line in enumerate(page.lines[i]):
+                top = y + tile_px + page.gap // 3 + line_number * pen.line_px
                 pen.write(draw, x + tile_px / 2, top, line, _INK)
-        y += tile_px + gap + text + gap // 3
+        y += row_px
     return sheet
+
+
+def n_fitting(captions: Sequence[str], *, columns: int | None = None) -> int:
+    """How many of the first images with these captions `image_grid` has the pixels for.
+
+    Parameters
+    ----------
+    captions, columns
+        As of `image_grid`.
+    """
+    n = min(len(captions), _MAX_PIXELS // _TILE_PX**2)  # no caption is wrapped in vain
+    while n > 1:
+        page = _page(captions[:n], columns, _TILE_PX, None)
+        pixels = page.width * page.height
+        if pixels <= _MAX_PIXELS:
+            break
+        n = min(n - 1, n * _MAX_PIXELS // pixels)
+    return n
