@@ -47,6 +47,7 @@ def write_cache(
     first_image: int = 0,
     spread: float = 0.6,
     failed: tuple[int, ...] = (),
+    crashed: tuple[int, ...] = (),
     spec: dict[str, Any] | None = None,
     root: str = "/birds",
     plant: Callable[[np.ndarray, np.ndarray], None] | None = None,
@@ -81,9 +82,11 @@ def write_cache(
     writer = CacheWriter.create(
         path, rows, root=root, spec=spec or SPEC, plan=PLAN, feature_shape=(16,)
     )
-    good = np.setdiff1d(np.arange(n), failed)
+    good = np.setdiff1d(np.arange(n), failed + crashed)
     writer.put(good, features[good], sha256[good])
     for row in failed:
         writer.fail(row, Status.UNDECODABLE, "broken", sha256[row].tobytes())
+    for row in crashed:
+        writer.fail(row, Status.CRASHED, "the decoder hung", sha256[row].tobytes())
     writer.finish(path, {"images": n})
     return path

@@ -11,9 +11,11 @@ import pytest
 from synthetic import SPEC, write_cache
 
 import featx
+from featx.decoding import read_image
 from featx.errors import HeadError, InputError
 from featx.fitting import fit_head
 from featx.heads import load_head
+from featx.report.grid import image_grid
 from featx.report.showing import Chosen, choose
 
 NAMES = ("Great tit", "Grue cendrée", "麻雀")
@@ -21,7 +23,7 @@ NAMES = ("Great tit", "Grue cendrée", "麻雀")
 
 def _numbers(chosen: Chosen) -> list[int]:
     """Numbers of the images of a cache of `write_cache`, whose files are called after them."""
-    return [int(file.stem) for file in chosen.files]
+    return [int(Path(file).stem) for file in chosen.files]
 
 
 @pytest.fixture(scope="module")
@@ -147,6 +149,25 @@ def test_images_that_failed_are_not_shown_unless_asked_for(tmp_path: Path) -> No
     assert chosen.captions[0] == "000002.jpg\nundecodable"
     assert (chosen.marks, chosen.total) == ((None,) * 3, 3)
     assert len(choose(path, failed=True, n=2).files) == 2
+
+
+def test_a_file_that_crashed_the_decoder_is_not_decoded_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_cache(tmp_path / "a.h5", n=6, failed=(1,), crashed=(4,))
+    chosen = choose(path, failed=True)
+    assert chosen.files == (Path("/birds/000001.jpg"), "the decoder hung")
+    assert chosen.captions[1] == "000004.jpg\ncrashed or hung the decoder"
+    read: list[Path] = []
+
+    def reading(file: Path) -> bytes:
+        read.append(file)
+        return read_image(file)
+
+    monkeypatch.setattr("featx.report.grid.read_image", reading)
+    grid = np.asarray(image_grid(chosen.files, chosen.captions, columns=2))
+    assert read == [Path("/birds/000001.jpg")]
+    assert (grid[40:120, 190:340] < 160).all(axis=2).sum() > 50  # words in the second tile
 
 
 def test_asking_for_failed_images_where_none_failed_is_told(tmp_path: Path) -> None:

@@ -54,7 +54,7 @@ def check_place(path: Path) -> None:
 
 def save_grid(
     path: Path,
-    files: Sequence[Path],
+    files: Sequence[Path | str],
     captions: Sequence[str],
     marks: Sequence[Mark] | None = None,
     columns: int | None = None,

@@ -97,8 +97,10 @@ class _Pen:
         return text[: self._fitting(text, room)].rstrip() + _ELLIPSIS
 
 
-def _thumbnail(file: Path, side_px: int) -> Image.Image | str:
+def _thumbnail(file: Path | str, side_px: int) -> Image.Image | str:
     """The picture within a square of `side_px`, or the reason why there is none."""
+    if isinstance(file, str):
+        return file
     try:
         pixels = decode(read_image(file), DecodeOptions(), fast=False)  # (h, w, 3) uint8
     except ImageError as error:
@@ -128,7 +130,12 @@ _BADGE_LINES = {
 
 
 def _draw_tile(
-    sheet: Image.Image, file: Path, mark: Mark, corner: tuple[int, int], tile_px: int, pen: _Pen
+    sheet: Image.Image,
+    file: Path | str,
+    mark: Mark,
+    corner: tuple[int, int],
+    tile_px: int,
+    pen: _Pen,
 ) -> None:
     draw = ImageDraw.Draw(sheet)
     x, y = corner
@@ -154,7 +161,7 @@ def _draw_tile(
 
 
 def _check(
-    files: Sequence[Path], captions: Sequence[str], marks: Sequence[Mark], tile_px: int
+    files: Sequence[Path | str], captions: Sequence[str], marks: Sequence[Mark], tile_px: int
 ) -> None:
     if not files:
         raise InputError("a grid needs at least one image; got none")
@@ -209,7 +216,7 @@ def _page(captions: Sequence[str], columns: int | None, tile_px: int, title: str
 
 
 def image_grid(
-    files: Sequence[Path],
+    files: Sequence[Path | str],
     captions: Sequence[str],
     *,
     columns: int | None = None,
@@ -222,7 +229,8 @@ def image_grid(
     Parameters
     ----------
     files
-        Image files, n of them, shown in this order from the upper left.
+        n image files, shown in this order from the upper left. A text instead of a path is the
+        reason why a file is not to be decoded, and is written in its place.
     captions
         n texts in any script, wrapped to three lines; a newline begins a new line. Characters
         that no font has appear as `U+9EBB` (`featx.report.fonts.glyph_warning` says so in words).

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from featx.cache import Status
 from featx.errors import InputError
 from featx.featureset import FeatureSet, load
 from featx.heads.cached import check_fits, classes_known, load_recorded, probabilities
@@ -17,9 +18,12 @@ from featx.report.grid import Mark
 
 @dataclass(frozen=True)
 class Chosen:
-    """Images for a grid: files, captions, marks, and out of how many they were chosen."""
+    """Images for a grid: files, captions, marks, and out of how many they were chosen.
 
-    files: tuple[Path, ...]
+    A text among the files is the reason why that one is not to be decoded.
+    """
+
+    files: tuple[Path | str, ...]
     captions: tuple[str, ...]
     marks: tuple[Mark, ...]
     total: int
@@ -125,7 +129,10 @@ def _failed(features: FeatureSet, n: int, seed: int) -> Chosen:
         raise InputError(f"no image of {features.path} failed")
     picked = [features.failed[i] for i in _drawn(np.arange(len(features.failed)), n, seed)]
     return Chosen(
-        tuple(Path(features.root) / image.path for image in picked),
+        tuple(  # nothing here would survive what ended a decoding process
+            image.reason if image.status is Status.CRASHED else Path(features.root) / image.path
+            for image in picked
+        ),
         tuple(f"{image.path}\n{image.status.words}" for image in picked),
         (None,) * len(picked),
         len(features.failed),
