@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import json
+import os
 import shlex
 import subprocess
 import sys
@@ -42,24 +44,37 @@ def demo(
         f"drew {len(drawn):,} birds of {len({file.parent for file in drawn})} species in {images}\n"
     )
     extract = ["extract", str(images), "--backbone", backbone, "--device", device]
-    extract += ["--cache-dir", str(cache)]
-    code = _run([*extract, "--weights", weights], allowed=(EXIT_DONE, EXIT_WEIGHTS))
+    extract += ["--cache-dir", str(cache), "--weights"]
+    code = _run([*extract, weights], allowed=(EXIT_DONE, EXIT_WEIGHTS))
     if code == EXIT_WEIGHTS:
         tell(
             "\nThe pretrained weights cannot be had on this machine, so the demo goes on with a "
             "network of random weights. That is enough for drawn birds, which differ in colour "
             "and shape; it is not for photographs, and `featx extract` never does it unasked.\n"
         )
-        _run([*extract, "--weights", "random"])
-    _run(["fit-head", "--cache-dir", str(cache)])
-    _run(["evaluate", "--cache-dir", str(cache), "--out", str(folder / "report")])
-    from featx.workspace import newest_head
-
-    sample = _held_out_sample(folder / "report" / "predictions.csv", images)
-    head = newest_head(cache)
-    _run(["predict", str(head), *sample, "--show", str(folder / "predictions.png")])
+        weights = "random"
+        _run([*extract, weights])
+    filled, report = _cache_of([*extract, weights]), folder / "report"
+    _run(["fit-head", filled])
+    _run(["evaluate", filled, "--out", str(report)])
+    sample = _held_out_sample(report / "predictions.csv", images)
+    head = json.loads((report / "report.json").read_text("utf-8"))["head"]
+    _run(["predict", head, *sample, "--show", str(folder / "predictions.png")])
     tell(f"\nimages       {images}\ncache, head  {cache}")
-    tell(f"report       {folder / 'report'}\npicture      {folder / 'predictions.png'}")
+    tell(f"report       {report}\npicture      {folder / 'predictions.png'}")
+
+
+def _cache_of(extract: list[str]) -> str:
+    """The cache that an extraction has filled: asked again it computes nothing, and says which."""
+    asked = subprocess.run(
+        [sys.executable, "-m", "featx", *extract, "--json"],
+        capture_output=True, check=False, encoding="utf-8",
+        env={**os.environ, "PYTHONIOENCODING": "utf-8"},
+    )  # fmt: skip
+    if asked.returncode != EXIT_DONE:
+        tell(asked.stderr)
+        raise typer.Exit(asked.returncode)
+    return str(json.loads(asked.stdout)["cache"])
 
 
 def _held_out_sample(predictions: Path, root: Path) -> list[str]:
