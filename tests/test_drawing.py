@@ -124,6 +124,17 @@ def test_a_folder_with_other_files_is_refused_and_left_alone(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["holiday.jpg"]
 
 
+def test_what_file_managers_leave_in_a_folder_is_no_other_file(tmp_path):
+    drawn = draw_birds(tmp_path, images_per_species=1, size_px=64)
+    left = [tmp_path / ".DS_Store", drawn[0].with_name("Thumbs.db"), tmp_path / "desktop.ini",
+            tmp_path / "@eaDir" / "holiday.jpg"]  # fmt: skip
+    for file in left:
+        file.parent.mkdir(exist_ok=True)
+        file.write_bytes(b"theirs")
+    assert draw_birds(tmp_path, images_per_species=1, size_px=64) == drawn
+    assert {file.read_bytes() for file in left} == {b"theirs"}
+
+
 def test_a_file_in_the_folders_place_is_refused(tmp_path):
     (tmp_path / "birds").write_text("no folder")
     with pytest.raises(InputError, match="is a file, not a folder"):

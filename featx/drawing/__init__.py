@@ -18,6 +18,7 @@ from PIL import Image, ImageDraw, ImageFilter
 from featx.drawing.birds import PAINTERS, Brush, Pose
 from featx.drawing.scenes import blade, scene, uniform
 from featx.errors import InputError
+from featx.image_sources import is_hidden
 
 SPECIES: tuple[str, ...] = tuple(PAINTERS)
 """The class folders `draw_birds` writes, sorted."""
@@ -74,11 +75,20 @@ def _jpeg(image: Image.Image) -> bytes:
 
 
 def _check_folder(folder: Path, wanted: set[Path]) -> None:
-    """Refuse a folder that holds anything else: drawings never mix with somebody's photographs."""
+    """Refuse a folder that holds anything else: drawings never mix with somebody's photographs.
+
+    What no listing of images takes up, as the .DS_Store of a file manager, is nothing else.
+    """
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder} is a file, not a folder; name a new or empty folder to draw in")
     inside = folder.rglob("*") if folder.is_dir() else ()
-    others = sorted(path for path in inside if not path.is_dir() and path not in wanted)
+    others = sorted(
+        path
+        for path in inside
+        if not path.is_dir()
+        and path not in wanted
+        and not any(is_hidden(os.fsencode(name)) for name in path.relative_to(folder).parts)
+    )
     if others:
         raise InputError(
             f"{folder} already holds {len(others)} other file{'s' if len(others) > 1 else ''} "
@@ -102,7 +112,8 @@ def draw_birds(
     Parameters
     ----------
     folder
-        A folder that is new, empty, or was drawn before with the same number of images or fewer.
+        A folder that is new, empty, or was drawn before with the same number of images or fewer;
+        hidden files in it are left alone.
     seed
         Any integer from 0; another seed gives other pictures of the same species.
     images_per_species
