@@ -229,6 +229,11 @@ def test_the_command_prints_the_curve_and_draws_it(tmp_path: Path) -> None:
     code, _, stderr = run("fit-head", path, "--repeats", 3)
     assert code == 2
     assert "--repeats goes with --shots" in stderr
-    code, _, stderr = run("fit-head", path, "--shots", "one")
+
+
+@pytest.mark.parametrize("shots", ["one", "nan", "1,inf", "-inf", "1.5", "0"])
+def test_shots_that_are_no_number_of_images_are_a_usage_error(tmp_path: Path, shots: str) -> None:
+    code, _, stderr = run("fit-head", write_cache(tmp_path / "a.h5"), "--shots", shots)
     assert code == 2
-    assert "--shots takes" in stderr
+    assert stderr.startswith("featx: --shots ")
+    assert "whole numbers" in stderr or "takes numbers" in stderr

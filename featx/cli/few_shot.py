@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from featx.cli.options import numbers
+from featx.cli.options import whole_numbers
 from featx.cli.output import out, print_json, progress_of_fits, table, tell
 from featx.counting import counted
 
@@ -19,11 +19,11 @@ def few_shot(
     """Measure the learning curve with a bar, print it, and draw it if asked."""
     from featx.few_shot import learning_curve
 
-    wanted = numbers(shots, "shots") or ()
+    wanted = whole_numbers(shots, "shots") or ()
     with progress_of_fits("few-shot heads") as advance:
         curve = learning_curve(
             cache,
-            shots=[int(shot) if shot == int(shot) else shot for shot in wanted],  # type: ignore[misc]
+            shots=wanted,
             advance=advance,
             **keywords,
         )
