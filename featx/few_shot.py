@@ -129,7 +129,8 @@ def learning_curve(
 
     The interval is a percentile bootstrap interval over both what was drawn to train on and what
     was tested on: repeats and held-out images (whole groups, where there are) are drawn with
-    replacement, 1,000 times.
+    replacement, 1,000 times. Where every answer is right, or wrong, it is the exact one of Clopper
+    & Pearson 1934.
 
     Parameters
     ----------

@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -160,10 +160,11 @@ def _tables_with(root: Path, column: str) -> list[Path]:
 
 def _from_table(features: FeatureSet, table: Path, column: str) -> list[str | None]:
     """The cell of every image, found by its place on the disk."""
+    real = functools.cache(os.path.realpath)  # a folder holds many images
     cells: Mapping[str, str] = {
-        _place(table.parent, path): cell for path, cell in read_column(table, column)
+        _place(table.parent, path, real): cell for path, cell in read_column(table, column)
     }
-    places: Sequence[str] = [_place(Path(features.root), path) for path in features.paths]
+    places: Sequence[str] = [_place(Path(features.root), path, real) for path in features.paths]
     known = sum(place in cells for place in places)
     if not known:
         raise InputError(
@@ -173,13 +174,7 @@ def _from_table(features: FeatureSet, table: Path, column: str) -> list[str | No
     return [cells.get(place) or None for place in places]
 
 
-def _place(folder: Path, path: str) -> str:
-    """Where a file lies, whichever links lead to its folder."""
-    whole = os.path.join(folder, path)  # noqa: PTH118
-    above, name = os.path.split(whole)
-    return os.path.join(_followed(above), name)  # noqa: PTH118
-
-
-@functools.lru_cache(maxsize=65_536)  # a folder holds many images
-def _followed(folder: str) -> str:
-    return os.path.realpath(folder)
+def _place(folder: Path, path: str, real: Callable[[str], str]) -> str:
+    """Where a file lies, whichever links lead to its folder; `real` follows them."""
+    above, name = os.path.split(os.path.join(folder, path))  # noqa: PTH118
+    return os.path.join(real(above), name)  # noqa: PTH118

@@ -82,6 +82,8 @@ def usable_features(file: CacheFile, rows: np.ndarray) -> np.ndarray:
     column = file.columns["features"]
     if len(rows) * column.row_bytes >= _MOST_COPIED_BYTES:
         with suppress(OSError), tempfile.TemporaryFile(dir=file.path.parent) as beside:
+            if hasattr(os, "posix_fallocate"):  # refused at once where there is no room
+                os.posix_fallocate(beside.fileno(), 0, len(rows) * column.row_bytes)
             step = max(1, _BLOCK_BYTES // column.row_bytes)
             for start in range(0, len(rows), step):
                 beside.write(file.take("features", rows[start : start + step]).data)

@@ -11,7 +11,7 @@ import hashlib
 import itertools
 import os
 import zlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -46,7 +46,14 @@ Promised = tuple[int, frozenset[bytes], bool]
 Promise = Callable[[int, frozenset[bytes], bool], None]
 
 
-class FastDisk(Disk):
+class JoiningDisk(Disk):
+    """Writes parts as one `write`, which tests note, fail or cut."""
+
+    def write_parts(self, fd: int, parts: Sequence[memoryview], offset: int) -> None:
+        self.write(fd, b"".join(parts), offset)
+
+
+class FastDisk(JoiningDisk):
     """Forces nothing to the medium: for files that no power cut will meet."""
 
     def datasync(self, fd: int) -> None:

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, NamedTuple
 
 import numpy as np
-
-from featx.cache import Disk
+from cache_life import JoiningDisk
 
 SECTOR: Final = 512  # bytes that reach the medium together or not at all
 EXHAUSTIVE: Final = 5  # operations in flight up to which every choice is tried
@@ -34,7 +33,7 @@ class Op(NamedTuple):
     source: str = ""
 
 
-class RecordingDisk(Disk):
+class RecordingDisk(JoiningDisk):
     """Does every operation, and notes it.
 
     Not `begin_write_back`: what was not synced may be on the medium at any time, asked or not.
@@ -62,9 +61,6 @@ class RecordingDisk(Disk):
     def write(self, fd: int, data: bytes | memoryview, offset: int) -> None:
         self.ops.append(Op("write", self._open[fd], offset, bytes(data)))
         super().write(fd, data, offset)
-
-    def write_parts(self, fd: int, parts: Sequence[memoryview], offset: int) -> None:
-        self.write(fd, b"".join(parts), offset)
 
     def allocate(self, fd: int, size_bytes: int) -> None:
         self.ops.append(Op("allocate", self._open[fd], size_bytes))

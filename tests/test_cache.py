@@ -11,6 +11,7 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
+from cache_life import JoiningDisk
 from small_caches import SPEC, create, features_of, finished, rows_of, sha_of
 
 import featx
@@ -95,7 +96,7 @@ def test_rows_are_done_only_after_a_commit(tmp_path: Path) -> None:
     writer.close()
 
 
-class RecordingDisk(Disk):
+class RecordingDisk(JoiningDisk):
     """Notes the order of writes and syncs."""
 
     def __init__(self) -> None:
@@ -105,9 +106,6 @@ class RecordingDisk(Disk):
     def write(self, fd: int, data: bytes | memoryview, offset: int) -> None:
         self.calls.append(("write", offset))
         super().write(fd, data, offset)
-
-    def write_parts(self, fd: int, parts: Sequence[memoryview], offset: int) -> None:
-        self.write(fd, b"".join(parts), offset)
 
     def datasync(self, fd: int) -> None:
         self.calls.append(("sync", 0))
@@ -242,6 +240,24 @@ def test_of_a_row_that_is_settled_twice_in_one_commit_the_last_holds(tmp_path: P
     writer.put(np.arange(10), features_of(), sha_of())
     writer.finish(path, {"images": 10})
     assert path.read_bytes() == whole.read_bytes()
+
+
+def test_a_write_that_is_interrupted_is_done_again_by_the_commit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(features: np.ndarray) -> np.ndarray:
+        raise KeyboardInterrupt
+
+    path = tmp_path / "a.h5"
+    writer = create(path)
+    writer.put(np.arange(4), features_of(4), sha_of(4))
+    with monkeypatch.context() as once:
+        once.setattr(writer_module, "crc32_of", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            writer._write_waiting()
+    writer.commit()  # as a run does that ends by another error
+    writer.close()
+    assert CacheWriter.resume(path).pending.tolist() == [4, 5, 6, 7, 8, 9]
 
 
 def test_little_that_is_put_is_committed_when_its_time_has_come(

@@ -13,12 +13,29 @@ from featx.crossfit import out_of_fold
 from featx.errors import InputError
 from featx.folds import cross_validation_folds
 from featx.heads import LogisticHead, MLPHead
+from featx.heads.row_view import RowView
 
 
 def rows(n: int = 90, k: int = 3, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng(seed)
     y = np.arange(n) % k
     return rng.normal(size=(n, 6)) + 1.5 * np.eye(k, 6)[y], y
+
+
+def test_rows_of_a_view_are_predicted_without_a_copy(monkeypatch: pytest.MonkeyPatch) -> None:
+    X, y = rows()
+    head = LogisticHead(C=0.3).fit(X, y)
+    kinds = []
+    predict = LogisticHead.predict_proba
+
+    def recording(self: LogisticHead, X: object) -> np.ndarray:
+        kinds.append(type(X))
+        return predict(self, X)
+
+    monkeypatch.setattr(LogisticHead, "predict_proba", recording)
+    found, _ = out_of_fold(head, RowView(X, np.arange(90)), y, seed=4, cv=3)
+    assert kinds == [RowView] * 3
+    assert np.array_equal(found, out_of_fold(head, X, y, seed=4, cv=3)[0])
 
 
 def test_each_row_is_predicted_as_by_scikit_learn_on_the_other_folds() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -65,9 +65,6 @@ class FailingDisk(FastDisk):
     def write(self, fd: int, data: bytes | memoryview, offset: int) -> None:
         with self._counted() as fails:
             super().write(fd, bytes(data)[: len(data) // 2] if fails else data, offset)
-
-    def write_parts(self, fd: int, parts: Sequence[memoryview], offset: int) -> None:
-        self.write(fd, b"".join(parts), offset)
 
     def allocate(self, fd: int, size_bytes: int) -> None:
         with self._counted() as fails:

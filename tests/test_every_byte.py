@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 import pytest
+from cache_life import JoiningDisk
 from small_caches import PLAN, SPEC, features_of, rows_of, sha_of
 
-from featx.cache import CacheFile, CacheWriter, Disk, Status, open_cache, verify
+from featx.cache import CacheFile, CacheWriter, Status, open_cache, verify
 from featx.cache.verify import Verification, check
 from featx.errors import CacheError
 
@@ -19,7 +20,7 @@ N, D = 3, 4
 OTHER = "other bytes"
 
 
-class NotingDisk(Disk):
+class NotingDisk(JoiningDisk):
     """Notes where something is written."""
 
     def __init__(self) -> None:
@@ -29,9 +30,6 @@ class NotingDisk(Disk):
     def write(self, fd: int, data: bytes | memoryview, offset: int) -> None:
         self.written.append((offset, len(data)))
         super().write(fd, data, offset)
-
-    def write_parts(self, fd: int, parts: Sequence[memoryview], offset: int) -> None:
-        self.write(fd, b"".join(parts), offset)
 
 
 class Flipped:

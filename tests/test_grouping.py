@@ -112,3 +112,16 @@ def test_a_table_is_found_to_fit_whichever_link_leads_to_it(tmp_path: Path) -> N
         (linked / "sites.csv").write_text("\n".join(["path,site", *rows]))
         found = group_images(features, f"{linked}/sites.csv:site")
         assert np.array_equal(found.groups, np.arange(24) // 4)
+
+
+def test_a_table_is_looked_for_from_where_one_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        cache = write_cache(tmp_path / f"{name}.h5", n=24, root=str(tmp_path / name))
+        features = featx.load(cache)
+        monkeypatch.chdir(tmp_path / name)
+        rows = [f"{path},{i // 4}" for i, path in enumerate(features.paths)]
+        Path("sites.csv").write_text("\n".join(["path,site", *rows]))
+        assert group_images(features, "sites.csv:site").n_groups == 6

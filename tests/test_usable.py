@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -58,3 +60,26 @@ def test_a_folder_that_takes_no_file_is_no_obstacle(
     monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
     found = featx.load(path)
     assert np.array_equal(found.features, open_cache(path).read("features")[found.rows])
+
+
+def test_a_disk_that_fills_up_is_no_obstacle(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+    temporary = tempfile.TemporaryFile
+
+    def filling(**where: Any) -> Any:
+        file = temporary(**where)
+        write, n_left = file.write, iter([True, False])
+
+        def some(data: bytes) -> int:
+            if not next(n_left):
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return write(data)
+
+        monkeypatch.setattr(file, "write", some)
+        made.append(file)
+        return file
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", filling)
+    found = featx.load(path)
+    assert np.array_equal(found.features, open_cache(path).read("features")[found.rows])
+    assert made[0].closed

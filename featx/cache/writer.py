@@ -323,15 +323,19 @@ class CacheWriter:
             return
         put = self._waiting.gathered()
         extent = self._waiting.extents() if self._has_extent else None
-        self._waiting.clear()  # what fails from here on is not tried again: it stays pending
-        with told_as_disk_error(self.file.path, "write"), ThreadPoolExecutor(1) as system:
-            written = system.submit(self._write_features, put)  # copies without the interpreter
-            crc32 = np.concatenate([crc32_of(features) for features in put.features])
-            written.result()
-        if extent is not None:
-            self._write_rows("extent", put.rows, extent)
-            crc32 ^= crc32_of(extent)
+        try:
+            with told_as_disk_error(self.file.path, "write"), ThreadPoolExecutor(1) as system:
+                written = system.submit(self._write_features, put)  # copies without the interpreter
+                crc32 = np.concatenate([crc32_of(features) for features in put.features])
+                written.result()
+            if extent is not None:
+                self._write_rows("extent", put.rows, extent)
+                crc32 ^= crc32_of(extent)
+        except DiskError:
+            self._waiting.clear()  # not tried again: these rows stay pending
+            raise
         self._uncommitted.add(put.rows, crc32, put.sha256, put.told)
+        self._waiting.clear()
 
     def _write_features(self, put: Gathered) -> None:
         row_bytes, offset = self._features.row_bytes, self.file.offsets["features"]

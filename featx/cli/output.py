@@ -118,7 +118,7 @@ def command(function: Callable[Params, Result]) -> Callable[Params, Result]:
                     "with --batch-size"
                 )
                 raise typer.Exit(EXIT_UNEXPECTED) from error
-            if isinstance(error, OSError) and error.filename and error.errno in _REFUSED:
+            if isinstance(error, OSError) and error.errno in _REFUSED and _is_path(error.filename):
                 words = (error.strerror or "it cannot be looked at").lower()
                 tell(f"featx: {os.fsdecode(error.filename)}: {words}")
                 raise typer.Exit(EXIT_DISK) from error
@@ -130,6 +130,11 @@ def command(function: Callable[Params, Result]) -> Callable[Params, Result]:
             raise typer.Exit(EXIT_UNEXPECTED) from error
 
     return guarded
+
+
+def _is_path(name: object) -> bool:
+    """Whether an error tells of a path; it may be a descriptor, or nothing."""
+    return isinstance(name, str | bytes | os.PathLike) and bool(os.fsencode(name))
 
 
 def _of_option(message: str, function: Callable[..., Any]) -> str:

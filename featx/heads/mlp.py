@@ -32,7 +32,7 @@ class MLPHead(NetworkHead):
         None: 0.001 for batches of 64, and for others by the square root (`learning_rate_of`).
     epochs : int
     batch_size : int, optional
-        None: 64, and for more than 2,048 rows the largest power of two that leaves an epoch 16
+        None: 64, and from 2,048 rows on the largest power of two that leaves an epoch 16
         steps, up to 1,024 (`batch_size_of`); of the rows in a window, where there are several.
     weight_decay : float
         Decoupled (Loshchilov & Hutter 2019), on the weights, not on the biases.

@@ -16,7 +16,9 @@ from featx.errors import InputError
 from featx.heads.rows import Rows, window_lengths
 from featx.heads.stack import Dropout, Stack, Update, cross_entropy
 
-_LEAST_BATCH, _LARGEST_BATCH, _LEAST_STEPS = 64, 1024, 16
+_LEAST_BATCH: Final = 64
+_LARGEST_BATCH: Final = 1024
+_LEAST_STEPS: Final = 16  # of an epoch
 _EVALUATION_ROWS: Final = 4096
 _EVALUATION_VALUES: Final = 1 << 24  # of one layer's output, in all networks together
 _DTYPES: Final = {"bf16": torch.bfloat16, "fp16": torch.float16}

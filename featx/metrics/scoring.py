@@ -49,7 +49,9 @@ def score(
     is taken anew, over the classes present in that draw; the interval runs from the 2.5th to the
     97.5th percentile. They tell how the figures depend on which images were tested, not on which
     were trained on. Where there are groups, whole groups are drawn; of one group alone nothing can
-    be drawn, and there are no intervals. `Report` says which figures have none.
+    be drawn, and there are no intervals. Where all draws are alike, as of images that are all
+    right, shares of images (accuracy, top-5, the baseline) have the exact interval of Clopper &
+    Pearson 1934 and other figures none. `Report` says which figures never have one.
 
     Parameters
     ----------
