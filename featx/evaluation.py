@@ -12,6 +12,7 @@ from typing import Any, Final, Literal
 import numpy as np
 
 from featx.counting import counted
+from featx.devices import resolve_device
 from featx.duplicates import DEFAULT_THRESHOLD, check_threshold
 from featx.errors import CacheError, HeadError, InputError
 from featx.featureset import FeatureSet, load_intact
@@ -28,6 +29,7 @@ from featx.heads.cached import (
 )
 from featx.heads.file import HeadFile
 from featx.heads.row_view import RowView
+from featx.heads.tail import TailHead
 from featx.images import display_names
 from featx.leaks import NO_CACHE, Leak, Leaks, find_leaks
 from featx.metrics import Report, score
@@ -116,6 +118,7 @@ def evaluate(
     duplicate_threshold: float | None = None,
     bootstrap: int = 1000,
     seed: int = 0,
+    device: str = "auto",
     cache_dir: str | os.PathLike[str] = "cache",
 ) -> Evaluation:
     """Measure a head on the images that it was neither trained nor chosen on.
@@ -144,6 +147,7 @@ def evaluate(
     bootstrap : draws for the intervals; 0 for none. Where the head's split kept groups whole, whole
         groups are drawn; in another set of images, the groups of its own cache.
     seed : of these draws.
+    device : where a tail predicts; by default the one it says, the CPU. Other heads use the CPU.
 
     Raises
     ------
@@ -159,7 +163,10 @@ def evaluate(
         check_threshold(duplicate_threshold)
     if backbone is not None:
         note_given(backbone)  # a head of the rest of that network is built as it is read
+    found = resolve_device(device).name
     file, features = _open(cache, head, cache_dir)
+    if isinstance(file.head, TailHead) and device != "auto":
+        file.head.predict_device = found
     if include_trained and is_final(file):
         raise InputError(f"{_measured_before(file)}; leave --include-trained away")
     own = _is_own(file, features)

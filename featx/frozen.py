@@ -15,7 +15,7 @@ from featx import architectures
 from featx.errors import InputError
 from featx.identity import BackboneIdentity
 from featx.keys import classifier_path, load_into, other_outputs
-from featx.weights import read_state_dict
+from featx.weights import read_state_dict, with_own_prefix
 
 _GENERATOR = threading.Lock()  # held while weights are drawn from it
 
@@ -110,7 +110,7 @@ def with_weights(
         network = make(None)
     if path is None:
         return network, (random_note(seed),), ()
-    state = read_state_dict(path)
+    state = with_own_prefix(read_state_dict(path), network)
     classifier = classifier_path(network)
     n_outputs = other_outputs(state, network, classifier)
     if n_outputs is not None:

@@ -101,6 +101,7 @@ def backbone_of_spec(
     options = options_of_spec(spec, plan, backbone=backbone, weights=weights)
     _check_recorded_file(plan["weights"], weights, spec)
     loaded = load_backbone(options.backbone, weights=options.weights, seed=options.seed)
+    loaded = replace(loaded, transform=Transform.from_dict(spec["transform"]))
     _check_weights(spec, loaded.weights_sha256, options.weights)
     if is_own(loaded.name) and not _is_of_pixels(spec):  # which no code made
         front = build_front(

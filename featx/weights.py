@@ -353,6 +353,27 @@ def _unwrap(content: Any, file: Path) -> Mapping[str, torch.Tensor]:
     raise WeightsError(f"{file} holds something of type {kind}{trail}; {_EXPECTED}")
 
 
+def with_own_prefix(
+    state: Mapping[str, torch.Tensor], network: torch.nn.Module
+) -> Mapping[str, torch.Tensor]:
+    """A state dict as `read_state_dict` gives it, with the prefix that the network's own keys have.
+
+    What wrappers put before all keys is taken off as a file is read; a network all of whose layers
+    lie in one module of such a name, as ``self.net``, has it in its own keys.
+    """
+    own = network.state_dict()
+    key = next(iter(own), "")
+    prefix = key.removesuffix(next(iter(_strip_prefixes(own)), ""))
+    if not prefix:
+        return state
+    found: OrderedDict[str, torch.Tensor] = OrderedDict((prefix + k, t) for k, t in state.items())
+    metadata = getattr(state, "_metadata", None) or {}
+    found._metadata = {  # type: ignore[attr-defined]
+        prefix + path if path else prefix[:-1]: entry for path, entry in metadata.items()
+    }
+    return found
+
+
 def _strip_prefixes(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     plain: OrderedDict[str, torch.Tensor] = OrderedDict(state)
     metadata = dict(getattr(state, "_metadata", None) or {})

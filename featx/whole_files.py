@@ -68,12 +68,29 @@ def write_whole(
         if path.exists() and not force:
             if filecmp.cmp(temporary, path, shallow=False):
                 return False
-            raise InputError(
-                f"{path} is there already and holds something else; {elsewhere}, or say --force "
-                "to replace it"
-            )
+            raise _other(path, elsewhere)
         Disk().rename(temporary, path)
     return True
+
+
+def check_other(path: Path, content: bytes, *, elsewhere: str) -> None:
+    """Refuse, as `write_whole` would, a file that is there and has another content.
+
+    Raises
+    ------
+    InputError, DiskError
+        It has, or it cannot be read.
+    """
+    with told_as_disk_error(path, "read", _AS_IT_WAS):
+        if path.is_file() and path.read_bytes() != content:
+            raise _other(path, elsewhere)
+
+
+def _other(path: Path, elsewhere: str) -> InputError:
+    return InputError(
+        f"{path} is there already and holds something else; {elsewhere}, or say --force "
+        "to replace it"
+    )
 
 
 def _followed(path: Path) -> Path:

@@ -6,7 +6,7 @@ import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Final
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -25,7 +25,7 @@ from featx.own_network import is_own, note_given, takes_classes
 from featx.recorded import backbone_of_spec
 from featx.tracing import facts
 from featx.transforms import Transform
-from featx.whole_files import write_whole
+from featx.whole_files import check_other, write_whole
 
 CLASS_INDICES: Final = "class_indices.json"
 # Heads whose logits are a matrix times the features, plus a vector.
@@ -108,12 +108,12 @@ def export_network(
     names = {str(i): name for i, name in enumerate(file.classes)}
     indices = path.with_name(CLASS_INDICES)
 
-    def write_names(stream: BinaryIO) -> None:
-        stream.write(json.dumps(names, indent=1).encode("ascii"))
-
+    named = json.dumps(names, indent=1).encode("ascii")
+    if not force:
+        check_other(indices, named, elsewhere=_ANOTHER_FOLDER)  # before the weights are written
     wrote = [
-        write_whole(indices, write_names, force=force, elsewhere=_ANOTHER_FOLDER),
         write_whole(path, lambda stream: torch.save(state, stream), force=force),
+        write_whole(indices, lambda stream: stream.write(named), force=force),
     ]
     return ExportedNetwork(
         path,

@@ -21,9 +21,10 @@ from featx.cut import split_at
 from featx.errors import CacheError, HeadError, InputError, WeightsError
 from featx.extractor import FeatureExtractor
 from featx.heads import load_head
+from featx.loading import Loader
 from featx.own_network import is_own
 from featx.prediction import predict
-from featx.whole_network import _maker
+from featx.whole_network import _maker, export_network
 
 pytestmark = pytest.mark.usefixtures("kept_decoders")
 
@@ -85,6 +86,18 @@ def fails():
 
 def sized(width, *, depth, classes=10):
     return Tiny()
+
+
+class Inside(nn.Module):  # whose keys all begin as a wrapper's do
+    def __init__(self, num_classes=3):
+        super().__init__()
+        self.net = nn.Sequential(
+            nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Flatten(), nn.Linear(800, 5), nn.Tanh(),
+            nn.Linear(5, num_classes),
+        )
+
+    def forward(self, x):
+        return self.net(x)  # of 12 x 12 pixels and no other size
 
 
 def lazy():
@@ -225,6 +238,36 @@ def test_a_file_decides_the_number_of_outputs_where_the_factory_can(
     first, second = (split_at(net, "penultimate")[0](x) for net in (backbone.network, trained))
     assert torch.equal(first, second)
     assert backbone.untrained == (() if outputs == 7 else ("fc.weight", "fc.bias"))
+
+
+@pytest.mark.parametrize("wrapped", ["", "module.", "module.model."])
+def test_keys_that_all_begin_as_a_wrappers_are_found(wrapped: str, tmp_path: Path) -> None:
+    sys.path.insert(0, str(tmp_path))
+    try:
+        from nets_of_mine import Inside
+    finally:
+        sys.path.remove(str(tmp_path))
+    trained = Inside(num_classes=7).eval()
+    state = {wrapped + key: value for key, value in trained.state_dict().items()}
+    torch.save(state, "inside.pth")
+    backbone = load_backbone("nets_of_mine:Inside", weights="inside.pth", transform=SMALL)
+    x = torch.randn(2, 3, 12, 12)
+    assert torch.equal(backbone.network(x), trained(x))
+    assert backbone.untrained == ()
+
+
+def test_what_takes_one_size_only_is_exported_with_a_head(colour_folder: Folder) -> None:
+    root = colour_folder(per_class=4)
+    asked = {"transform": SMALL, **EAGER}
+    fs = featx.extract(root, backbone="nets_of_mine:Inside", **asked)
+    head = featx.fit_head(fs.path, head="centroid")
+    made = export_network(head.path, backbone="nets_of_mine:Inside")
+    loaded = load_backbone("nets_of_mine:Inside", weights=made.path, transform=SMALL)
+    pixels = np.stack([Loader(loaded.transform)(file).pixels for file in fs.files])
+    x = loaded.transform.normalise(torch.from_numpy(pixels).permute(0, 3, 1, 2))
+    with torch.no_grad():
+        found = loaded.network(x).softmax(1).numpy()
+    np.testing.assert_allclose(found, head.file.head.predict_proba(fs.X), atol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from featx.cache import CacheWriter, Rows
 from featx.cli import app
 from featx.cli.training import telling_epochs
 from featx.errors import HeadError, InputError, StoppedError
+from featx.evaluation import evaluate
 from featx.finalising import fit_final
 from featx.fitting import fit_head, fit_like
 from featx.heads import TailHead, load_head, save_head
@@ -64,6 +66,23 @@ def test_a_tail_is_fitted_measured_and_predicts_files_as_it_does_their_features(
     files = predict(fit.path, cached.files, device="cpu", engine="torch-eager", batch_size=3)
     assert np.allclose(files.probabilities, cached.probabilities, atol=1e-5)
     assert featx.load(cache).X.shape == (16, 512 * 3 * 3)
+
+
+def test_a_tail_is_measured_on_the_device_that_is_asked_for(cache, tmp_path, monkeypatch):
+    head = fit_head(cache, out=tmp_path / "a.safetensors", head="tail", epochs=1, device="cpu")
+    used = []
+    logits = TailHead._all_logits
+
+    def recording(self, *rows):
+        used.append(self.predict_device)
+        self.predict_device = "cpu"
+        return logits(self, *rows)
+
+    monkeypatch.setattr(TailHead, "_all_logits", recording)
+    monkeypatch.setattr("featx.evaluation.resolve_device", lambda name: SimpleNamespace(name=name))
+    for device in ("auto", "another"):
+        evaluate(cache, head.path, device=device, bootstrap=0)
+    assert used == ["cpu", "another"]
 
 
 def test_an_interrupted_fit_goes_on_from_beside_the_head(cache, tmp_path):

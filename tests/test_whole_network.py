@@ -196,6 +196,11 @@ def test_the_command_writes_two_files_and_says_how_the_network_is_loaded(
     refused = run("--to", "state-dict", "--out", tmp_path / "b.pth", code=2)
     assert "class_indices.json is there already" in refused.output
     assert not (tmp_path / "b.pth").exists()
+    other = tmp_path / "other/net.pth"
+    other.parent.mkdir()
+    other.write_bytes(b"another network")
+    assert "net.pth is there already" in run("--to", "state-dict", "--out", other, code=2).output
+    assert [each.name for each in other.parent.iterdir()] == ["net.pth"]
 
 
 def test_the_line_that_makes_the_network_says_what_its_form_needs(backbone: Backbone) -> None:

@@ -122,6 +122,7 @@ def evaluate(
         include_trained=include_trained,
         duplicate_threshold=duplicate_threshold,
         seed=seed,
+        device=device,
         cache_dir=cache_dir,
         **given(on=on, bootstrap=bootstrap),
     )
