@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
 from featx.cli.options import CacheDir, Device, DuplicateThreshold, Json, Seed, given
-from featx.cli.output import command, out, print_json, table, tell
+from featx.cli.output import command, out, print_and_write, print_json, table, tell
 from featx.cli.pictures import check_picture, save_grid
 from featx.counting import counted
 from featx.errors import InputError
@@ -61,18 +61,24 @@ def audit(
         cache_dir=cache_dir,
         **given(duplicate_threshold=duplicate_threshold),
     )
-    if json_output:
-        print_json(found.to_dict())
-    else:
-        _print(found, n)
-        for note in found.notes:
-            tell(note)
-    if out_dir is not None:  # after the figures, which a full disk must not take along
-        from featx.report.tables import write_audit
 
-        tell(f"wrote {', '.join(map(str, write_audit(out_dir, found)))}")
-    if show is not None:
-        _draw(found, show, n)
+    def print_found() -> None:
+        if json_output:
+            print_json(found.to_dict())
+        else:
+            _print(found, n)
+            for note in found.notes:
+                tell(note)
+
+    def write() -> Iterator[str]:
+        if out_dir is not None:
+            from featx.report.tables import write_audit
+
+            yield f"wrote {', '.join(map(str, write_audit(out_dir, found)))}"
+        if show is not None:
+            yield _draw(found, show, n)
+
+    print_and_write(print_found, write)
 
 
 def _print(found: Audit, n: int) -> None:
@@ -130,8 +136,8 @@ def _print_pairs(pairs: tuple[DuplicatePair, ...]) -> None:
     out().print(rows)
 
 
-def _draw(found: Audit, path: Path, n: int) -> None:
-    """One picture: duplicates side by side, doubtful labels, outliers."""
+def _draw(found: Audit, path: Path, n: int) -> str:
+    """One picture: duplicates side by side, doubtful labels, outliers; what became of it."""
     drawn = {(pair.path, pair.other_path) for pair in found.conflicts[:n]}
     pairs = [pair for pair in found.duplicates[:n] if (pair.path, pair.other_path) not in drawn]
     tiles: list[tuple[Path, str]] = []
@@ -148,8 +154,7 @@ def _draw(found: Audit, path: Path, n: int) -> None:
         for outlier in found.outliers[:n]
     ]
     if not tiles:
-        tell(f"nothing doubtful was found: {path} was not written")
-        return
+        return f"nothing doubtful was found: {path} was not written"
     files, captions = zip(*tiles, strict=True)
     if not any(file.is_file() for file in files):
         raise InputError(
@@ -157,4 +162,4 @@ def _draw(found: Audit, path: Path, n: int) -> None:
             "can be drawn; move them back, or extract again"
         )
     save_grid(path, files, captions, columns=_COLUMNS)
-    tell(f"wrote {path}")
+    return f"wrote {path}"

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from featx.cli.options import CacheDir, Json, OwnBackbones, Seed
-from featx.cli.output import command, out, print_json, table, tell
+from featx.cli.output import command, out, print_and_write, print_json, table, tell
 from featx.cli.reporting import leaks_of_test
 from featx.counting import counted
 
@@ -48,26 +49,32 @@ def compare(
     p-value of McNemar's exact test, corrected for all pairs (Holm). Groups that a head's split kept
     whole are drawn and exchanged whole.
     """
+    from featx.comparing import Leaderboard, leaderboard
     from featx.comparing import compare as run
-    from featx.comparing import leaderboard
 
     named = files or [cache_dir]
     found: Comparison | Leaderboard
     if len(named) == 1 and named[0].suffix not in (".h5", ".safetensors"):
-        found = board = leaderboard(named[0], bootstrap=bootstrap, seed=seed)
-        if not json_output:
-            _print_leaderboard(board)
+        found = leaderboard(named[0], bootstrap=bootstrap, seed=seed)
     else:
-        found = one = run(named, bootstrap=bootstrap, seed=seed)
-        if not json_output:
-            _print_comparison(one)
-            _tell_use(one)
-    if json_output:
-        print_json(found.to_dict())
-    if out_dir is not None:  # after the figures, which a full disk must not take along
-        from featx.report.tables import write_comparison
+        found = run(named, bootstrap=bootstrap, seed=seed)
 
-        tell(f"wrote {', '.join(map(str, write_comparison(out_dir, found)))}")
+    def show() -> None:
+        if json_output:
+            print_json(found.to_dict())
+        elif isinstance(found, Leaderboard):
+            _print_leaderboard(found)
+        else:
+            _print_comparison(found)
+            _tell_use(found)
+
+    def write() -> Iterator[str]:
+        if out_dir is not None:
+            from featx.report.tables import write_comparison
+
+            yield f"wrote {', '.join(map(str, write_comparison(out_dir, found)))}"
+
+    print_and_write(show, write)
 
 
 def fit_all(cache: Path | None, *, json_output: bool, **keywords: Any) -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from featx.cli.output import images, out, print_json, progress_of_fits, table, tell
+from featx.cli.output import images, out, print_and_write, print_json, progress_of_fits, table, tell
 from featx.errors import InputError
 
 if TYPE_CHECKING:
@@ -42,14 +43,20 @@ def cross_validation(
             found = cross_validate(cache, head=kind or "logistic", **keywords)
         else:
             found = cross_validate_like(head, cache, **keywords)
-    if json_output:
-        print_json(found.to_dict())
-    else:
-        _print(found)
-    if out_dir is not None:  # after the figures, which a full disk must not take along
-        from featx.report.tables import write_cross_validation
 
-        tell(f"wrote {', '.join(map(str, write_cross_validation(out_dir, found)))}")
+    def show() -> None:
+        if json_output:
+            print_json(found.to_dict())
+        else:
+            _print(found)
+
+    def write() -> Iterator[str]:
+        if out_dir is not None:
+            from featx.report.tables import write_cross_validation
+
+            yield f"wrote {', '.join(map(str, write_cross_validation(out_dir, found)))}"
+
+    print_and_write(show, write)
 
 
 def _print(found: CrossValidation) -> None:

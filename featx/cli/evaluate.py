@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,7 +18,7 @@ from featx.cli.options import (
     Seed,
     given,
 )
-from featx.cli.output import command, images, print_json, tell
+from featx.cli.output import command, images, print_and_write, print_json, tell
 from featx.cli.reporting import print_evaluation
 from featx.errors import InputError
 
@@ -126,17 +127,23 @@ def evaluate(
         cache_dir=cache_dir,
         **given(on=on, bootstrap=bootstrap),
     )
-    if json_output:
-        print_json(evaluation.to_dict())
-    else:
-        print_evaluation(evaluation)
-        _tell_left_out(evaluation)
-    if out_dir is not None:  # after the figures, which a full disk must not take along
-        from featx.report.tables import write_evaluation
 
-        paths, notes = write_evaluation(out_dir, evaluation)
-        for sentence in (*notes, f"wrote {', '.join(map(str, paths))}"):
-            tell(sentence)
+    def show() -> None:
+        if json_output:
+            print_json(evaluation.to_dict())
+        else:
+            print_evaluation(evaluation)
+            _tell_left_out(evaluation)
+
+    def write() -> Iterator[str]:
+        if out_dir is not None:
+            from featx.report.tables import write_evaluation
+
+            paths, notes = write_evaluation(out_dir, evaluation)
+            yield from notes
+            yield f"wrote {', '.join(map(str, paths))}"
+
+    print_and_write(show, write)
 
 
 def _cache_and_head(files: list[Path]) -> tuple[Path | None, Path | None]:

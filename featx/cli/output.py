@@ -9,9 +9,10 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any, Final, ParamSpec, TypeVar, get_type_hints
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext, redirect_stdout, suppress
+from pathlib import Path
+from typing import Any, Final, ParamSpec, TextIO, TypeVar, get_type_hints
 
 import typer
 from rich.console import Console
@@ -21,6 +22,7 @@ from typer.models import OptionInfo
 from featx.counting import counted
 from featx.errors import (
     EXIT_DISK,
+    EXIT_DONE,
     EXIT_INTERRUPTED,
     EXIT_SOME_FAILED,
     EXIT_UNEXPECTED,
@@ -60,6 +62,25 @@ def print_json(value: Any) -> None:
     sys.stdout.write(to_json(value, indent=2) + "\n")
 
 
+def print_and_write(show: Callable[[], None], write: Callable[[], Iterable[str]]) -> None:
+    """Write files, print figures, and tell what `write` gave.
+
+    Neither takes the other along: a full disk the figures, a reader that has gone the files.
+    """
+    told: list[str] = []
+    try:
+        try:
+            told.extend(write())
+        except BaseException:
+            with suppress(OSError, typer.Exit):  # what went wrong first is told
+                show()
+            raise
+        show()
+    finally:
+        for sentence in told:
+            tell(sentence)
+
+
 def to_json(value: Any, *, indent: int | None = None) -> str:
     """`value` as JSON that standard output can hold: escaped where its encoding cannot."""
     text = json.dumps(value, ensure_ascii=False, indent=indent)
@@ -76,6 +97,67 @@ def table(title: str | None, *columns: str, right: Sequence[str] = ()) -> Table:
     for column in columns:
         made.add_column(column, justify="right" if column in right else "left", overflow="fold")
     return made
+
+
+class _StandardOutput:
+    """`stream`, where a write that fails ends the command as what it is.
+
+    With code 0 where the reader, `head` say, had enough, and with a `DiskError` otherwise.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        with self._told():
+            return self._stream.write(text)
+
+    def flush(self) -> None:
+        with self._told():
+            self._stream.flush()
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            self._discard()
+            if isinstance(error, BrokenPipeError):
+                raise typer.Exit(EXIT_DONE) from error
+            from featx.cache.files import WRITE_ELSEWHERE, told_as_disk_error
+
+            with told_as_disk_error("standard output", "write to", WRITE_ELSEWHERE):
+                raise
+
+    def _discard(self) -> None:
+        """Lose what is buffered, or Python fails in it again at its end."""
+        with suppress(OSError):  # it is no file
+            number = self._stream.fileno()
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, number)
+            os.close(null)
+
+
+@contextmanager
+def _standard_output() -> Iterator[None]:
+    """Inside, failures of standard output are told; at its end everything is written."""
+    given: TextIO | None = sys.stdout  # None where it was closed, by `>&-`
+    with nullcontext(given) if given else Path(os.devnull).open("w", encoding="utf-8") as stream:
+        guarded: Any = _StandardOutput(stream)
+        with redirect_stdout(guarded):
+            try:
+                yield
+            except typer.Exit:
+                guarded.flush()
+                raise
+            except BaseException:
+                with suppress(OSError, typer.Exit):  # what went wrong before is told instead
+                    guarded.flush()
+                raise
+            guarded.flush()
 
 
 # What a system says of a path that it does not let be looked at: no defect of ours.
@@ -97,7 +179,7 @@ def command(function: Callable[Params, Result]) -> Callable[Params, Result]:
     @functools.wraps(function)
     def guarded(*args: Params.args, **kwargs: Params.kwargs) -> Result:
         try:
-            with cleaning_up():
+            with cleaning_up(), _standard_output():
                 return function(*args, **kwargs)
         except FeatxError as error:
             tell(f"featx: {_of_option(str(error), function)}")
@@ -105,9 +187,6 @@ def command(function: Callable[Params, Result]) -> Callable[Params, Result]:
         except KeyboardInterrupt as error:
             tell("featx: interrupted")
             raise typer.Exit(EXIT_INTERRUPTED) from error
-        except BrokenPipeError as error:  # the reader of our output, `head` say, had enough
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            raise typer.Exit(0) from error
         except (typer.Exit, typer.Abort, typer.BadParameter):
             raise
         except Exception as error:  # the last resort of a program: say it and fail
