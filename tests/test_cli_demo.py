@@ -70,3 +70,24 @@ def test_a_demo_ends_as_the_extraction_does_that_names_no_cache(
     result = CliRunner().invoke(app, ["demo", str(tmp_path / "out")])
     assert result.exit_code == 6
     assert "the disk is full" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("weights", "tried"),
+    [("default", 2), ("DEFAULT", 2), ("typo.pth", 1), ("IMAGENET1K_V1", 1)],
+)
+def test_a_demo_never_replaces_weights_that_were_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, weights: str, tried: int
+) -> None:
+    ran: list[str] = []
+
+    def run(command: list[str], **_: Any) -> Completed:
+        """No weights are to be had."""
+        ran.append(command[command.index("--weights") + 1])
+        return Completed(command, 7 if ran[-1] == weights else 6)
+
+    monkeypatch.setattr("featx.cli.demo.subprocess.run", run)
+    result = CliRunner().invoke(app, ["demo", str(tmp_path / "out"), "--weights", weights])
+    assert ran == [weights, "random"][:tried]
+    assert result.exit_code == (7 if tried == 1 else 6)  # of the last extraction
+    assert ("random weights" in result.stderr) == (tried == 2)

@@ -45,7 +45,9 @@ def demo(
     )
     extract = ["extract", str(images), "--backbone", backbone, "--device", device]
     extract += ["--cache-dir", str(cache), "--weights"]
-    code = _run([*extract, weights], allowed=(EXIT_DONE, EXIT_WEIGHTS))
+    # Weights that were named are never replaced: a name mistyped would pass for a trained network.
+    fallback = (EXIT_WEIGHTS,) if weights.lower() == "default" else ()
+    code = _run([*extract, weights], allowed=(EXIT_DONE, *fallback))
     if code == EXIT_WEIGHTS:
         tell(
             "\nThe pretrained weights cannot be had on this machine, so the demo goes on with a "
