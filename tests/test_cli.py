@@ -441,6 +441,18 @@ def test_memory_that_ran_out_is_no_defect(
     assert "defect" not in made.stderr
 
 
+def test_the_home_folder_is_meant_by_every_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    write_cache(tmp_path / "caches/a.h5")
+    featx_("fit-head", "--cache-dir=~/caches", "--out=~/h.safetensors")
+    featx_("evaluate", "~/caches/a.h5", "~/h.safetensors", "--out=~/report")
+    assert (tmp_path / "report/report.json").is_file()
+    assert "~nobody_here.h5" in featx_("info", "~nobody_here.h5", code=4).stderr
+
+
 @pytest.mark.parametrize("code", [errno.EACCES, errno.ENAMETOOLONG, errno.ESTALE])
 def test_a_path_that_the_system_does_not_let_be_looked_at_is_no_defect(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int

@@ -178,6 +178,7 @@ def command(function: Callable[Params, Result]) -> Callable[Params, Result]:
 
     @functools.wraps(function)
     def guarded(*args: Params.args, **kwargs: Params.kwargs) -> Result:
+        kwargs.update({name: _at_home(value) for name, value in kwargs.items()})
         try:
             with cleaning_up(), _standard_output():
                 return function(*args, **kwargs)
@@ -209,6 +210,17 @@ def command(function: Callable[Params, Result]) -> Callable[Params, Result]:
             raise typer.Exit(EXIT_UNEXPECTED) from error
 
     return guarded
+
+
+def _at_home(value: Any) -> Any:
+    """A path with the home folder for its ``~``, which shells leave as it is in ``--out=~/a``."""
+    if isinstance(value, list):
+        return [_at_home(each) for each in value]
+    if not isinstance(value, Path):
+        return value
+    with suppress(RuntimeError):  # ~nobody: a name like any other
+        return value.expanduser()
+    return value
 
 
 def _is_path(name: object) -> bool:
