@@ -309,8 +309,7 @@ def table_notes(table: ImageTable) -> list[str]:
     parts = "".join(f", {count:,} {name}" for name, count in split_counts(table.split).items())
     skipped = "; ".join(f"{count:,} {reason}" for reason, count in table.skipped.items())
     place = find(table.root)
-    in_package = place is not None and place.data_set.folder is None
-    where = place.name if place is not None and in_package else table.root
+    where = table.root if place is None or place.data_set.folder is not None else place.name
     notes = [f"{counted(len(table), 'image')} in {where}{classes}{parts}", *table.notes]
     return [*notes, f"passed over: {skipped}"] if skipped else notes
 

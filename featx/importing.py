@@ -32,6 +32,7 @@ from featx.image_lists import read_csv
 from featx.image_sources import Listing, place, shown
 from featx.images import ImageTable, table_of
 from featx.interchange.npy import ForeignFeatures, Survey, open_npy
+from featx.target import cache_file
 
 _REASON: Final = "not all of its features are finite"
 _ROW: Final = b"featx imported row\0"  # before what is hashed instead of an image
@@ -117,7 +118,7 @@ def import_features(
             f"{len(images):,} images; row i of one must be row i of the other"
         )
     name = _checked_name(foreign.path.stem if name is None else name)
-    target = _target(Path(cache_dir) / f"{name}.h5" if out is None else Path(out))
+    target = cache_file(Path(cache_dir) / f"{name}.h5" if out is None else Path(out))
     for note in images.notes:
         tell(note)
     survey = foreign.survey()
@@ -180,12 +181,6 @@ def _checked_name(name: str) -> str:
             f"of a file, got {name!r}"
         )
     return name
-
-
-def _target(path: Path) -> Path:
-    if path.suffix != ".h5" or path.is_dir():
-        raise InputError(f"--out names the cache file, which ends in .h5, got {os.fspath(path)!r}")
-    return path.resolve() if path.is_symlink() else path
 
 
 def _check_finite(finite: np.ndarray, images: ImageTable, max_failed: float) -> None:

@@ -20,6 +20,7 @@ from featx.recorded import options_of_spec
 from featx.specs import ExtractRules
 from featx.target import Job
 from featx.transforms import Transform
+from featx.whole_files import followed
 
 # Damaged columns beside which the cache still says truly which images it is made of: where one of
 # these is wrong, the row itself shows it.
@@ -95,8 +96,7 @@ def repair(
         rehash=bool(bad & {"run", "sha256"}),
         max_size="none",  # as large as the cache that is there
     )
-    target = Path(cache)
-    target = target.resolve() if target.is_symlink() else target  # so that a link stays one
+    target = followed(Path(cache))
     job = Job(
         source=source,
         table=table,

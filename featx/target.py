@@ -29,6 +29,7 @@ from featx.images import ImageTable
 from featx.plans import differing_bits, replayed
 from featx.specs import ExtractOptions, ExtractRules, default_name
 from featx.transforms import Transform
+from featx.whole_files import followed
 
 
 @dataclass(frozen=True)
@@ -69,9 +70,20 @@ def target_of(
         `out` is a folder or does not end in ``.h5``.
     """
     path = Path(cache_dir) / default_name(source, options, backbone) if out is None else Path(out)
+    return cache_file(path)
+
+
+def cache_file(path: Path) -> Path:
+    """The file that a cache goes into: what a link names, so that it stays one.
+
+    Raises
+    ------
+    InputError
+        `path` is a folder or does not end in ``.h5``.
+    """
     if path.suffix != ".h5" or path.is_dir():
         raise InputError(f"--out names the cache file, which ends in .h5, got {os.fspath(path)!r}")
-    return path.resolve() if path.is_symlink() else path
+    return followed(path)
 
 
 def rows_of(table: ImageTable) -> Rows:

@@ -29,7 +29,7 @@ def replace_whole(path: Path, data: bytes) -> None:
     DiskError
         It cannot be written; what was there is untouched.
     """
-    path = _followed(path)
+    path = followed(path)
     with _beside(path, lambda stream: stream.write(data)) as temporary:
         Disk().rename(temporary, path)
 
@@ -61,7 +61,7 @@ def write_whole(
     DiskError
         It cannot be written; what was there is untouched.
     """
-    path = _followed(path)
+    path = followed(path)
     if path.is_dir():
         raise InputError(f"{path} is a folder; name a file with --out")
     with _beside(path, write) as temporary:
@@ -93,7 +93,8 @@ def _other(path: Path, elsewhere: str) -> InputError:
     )
 
 
-def _followed(path: Path) -> Path:
+def followed(path: Path) -> Path:
+    """What a link names, so that the link stays one where that is replaced; else the path."""
     return path.resolve() if path.is_symlink() else path
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -133,6 +134,16 @@ def forget() -> None:
         sys.modules.pop(name, None)
 
 
+def of_seven(name: str, folder: Path) -> Any:
+    """A network of the module in a folder, of seven classes."""
+    sys.path.insert(0, str(folder))
+    try:
+        module = importlib.import_module("nets_of_mine")
+    finally:
+        sys.path.remove(str(folder))
+    return getattr(module, name)(num_classes=7).eval()
+
+
 def marks() -> int:
     mark = Path("imported")
     return len(mark.read_text()) if mark.exists() else 0
@@ -225,12 +236,7 @@ def test_its_transform_is_its_attribute_or_imagenets_and_is_told() -> None:
 def test_a_file_decides_the_number_of_outputs_where_the_factory_can(
     factory: str, outputs: int, tmp_path: Path
 ) -> None:
-    sys.path.insert(0, str(tmp_path))
-    try:
-        from nets_of_mine import Tiny  # type: ignore[import-not-found]
-    finally:
-        sys.path.remove(str(tmp_path))
-    trained = Tiny(num_classes=7).eval()
+    trained = of_seven("Tiny", tmp_path)
     torch.save(trained.state_dict(), "seven.pth")
     backbone = load_backbone(f"nets_of_mine:{factory}", weights="seven.pth", transform=SMALL)
     x = torch.randn(2, 3, 12, 12)
@@ -242,12 +248,7 @@ def test_a_file_decides_the_number_of_outputs_where_the_factory_can(
 
 @pytest.mark.parametrize("wrapped", ["", "module.", "module.model."])
 def test_keys_that_all_begin_as_a_wrappers_are_found(wrapped: str, tmp_path: Path) -> None:
-    sys.path.insert(0, str(tmp_path))
-    try:
-        from nets_of_mine import Inside
-    finally:
-        sys.path.remove(str(tmp_path))
-    trained = Inside(num_classes=7).eval()
+    trained = of_seven("Inside", tmp_path)
     state = {wrapped + key: value for key, value in trained.state_dict().items()}
     torch.save(state, "inside.pth")
     backbone = load_backbone("nets_of_mine:Inside", weights="inside.pth", transform=SMALL)

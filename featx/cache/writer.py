@@ -72,7 +72,7 @@ class CacheWriter:
         with told_as_disk_error(file.path, "open"):
             self._fd = disk.open(file.path)
         self._features = file.columns["features"]
-        self._shape, self._dtype = file.feature_shape, np.dtype(self._features.dtype)
+        self._shape, self._dtype = file.feature_shape, self._features.dtype
         self._has_extent = "extent" in file.columns
         self._row_bytes = sum(
             column.row_bytes for column in file.columns.values() if column.per_row

@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Final, Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -20,10 +20,8 @@ from featx.heads.base import IntArray
 from featx.heads.tail_checkpoint import Checkpoint, optimizer_tensors, set_optimizer_tensors
 from featx.heads.tail_network import Tail
 from featx.heads.tail_rows import TailRows, batches_of
-from featx.heads.training import Candidate, is_over, matmul_precision, note
+from featx.heads.training import Candidate, dtype_of, is_over, matmul_precision, note
 from featx.weights import state_dict_sha256
-
-_DTYPES: Final = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 Told = Callable[[Mapping[str, Any]], None]
 
@@ -128,7 +126,7 @@ class Training:
     def _train_epoch(self, epoch: int) -> tuple[float, float]:
         """Go through all rows once: mean loss and accuracy on the way, in training mode."""
         recipe, device = self.recipe, self.rows.device
-        dtype = _DTYPES.get(recipe.precision, torch.float32)
+        dtype = dtype_of(recipe.precision)
         kind = device.partition(":")[0]
         losses, right = [], []
         with _drawn_from(recipe.seed, epoch, device) as generator:

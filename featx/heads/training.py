@@ -24,6 +24,11 @@ _EVALUATION_VALUES: Final = 1 << 24  # of one layer's output, in all networks to
 _DTYPES: Final = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
+def dtype_of(precision: str) -> torch.dtype:
+    """What a precision rounds the factors of matrix products to."""
+    return _DTYPES.get(precision, torch.float32)
+
+
 def batch_size_of(n: int) -> int:
     """The batch size that n rows are trained in: 64, doubled while an epoch keeps 16 steps.
 
@@ -68,7 +73,7 @@ class Recipe:
     @property
     def dtype(self) -> torch.dtype:
         """What the factors of matrix products are rounded to."""
-        return _DTYPES.get(self.precision, torch.float32)
+        return dtype_of(self.precision)
 
 
 @dataclass(eq=False)
