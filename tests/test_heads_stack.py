@@ -14,21 +14,6 @@ def generators(n):
     return [torch.Generator().manual_seed(seed) for seed in range(n)]
 
 
-class FixedMasks:
-    """Dropout that leaves the same units out again."""
-
-    kept = 0.7
-
-    def __init__(self):
-        self.made = []
-
-    def masks(self, shape):
-        generator = torch.Generator().manual_seed(len(self.made))
-        kept = torch.empty(shape, dtype=torch.float64).bernoulli_(self.kept, generator=generator)
-        self.made.append(kept / self.kept)
-        return self.made[-1]
-
-
 def double(stack):
     """The same networks in float64, with weights and biases that are nowhere 0."""
     draw = torch.Generator().manual_seed(9)
@@ -51,16 +36,23 @@ def test_gradients_are_autograds(hidden, g, shared, smoothing):
     if not shared:
         x = torch.stack([x + i for i in range(g)])
         y = torch.stack([(y + i) % 4 for i in range(g)])
-    masks = FixedMasks()
-    logits, inputs = stack.forward(x, dtype=torch.float64, dropout=masks)
+    units = Dropout(0.4, hidden, range(g)).units(x.device)
+    thinned = stack.thinned(units)
+    logits, inputs = thinned.forward(x, dtype=torch.float64)
     losses, delta = cross_entropy(logits, y, smoothing)
-    stack.backward(inputs, delta, dtype=torch.float64, kept=masks.kept)
+    thinned.backward(inputs, delta, dtype=torch.float64)
+    for gradient in (*stack.weight_grads, *stack.bias_grads):
+        gradient.fill_(7)  # of the step before
+    stack.take_gradients(thinned, units)
+    masks = [torch.zeros(g, n).double() for n in hidden]
+    for mask, kept in zip(masks, units, strict=True):
+        mask.scatter_(1, kept, mask.shape[1] / kept.shape[1])
     for i in range(g):
         weights, biases = ([t.requires_grad_() for t in of] for of in stack.network(i))
         z = x if shared else x[i]
         target = y if shared else y[i]
         for layer, (W, b) in enumerate(zip(weights, biases, strict=True)):
-            z = z if not layer else functional.relu(z) * masks.made[layer - 1][i]
+            z = z if not layer else functional.relu(z) * masks[layer - 1][i]
             z = functional.linear(z, W, b)
         functional.cross_entropy(z, target, label_smoothing=smoothing).backward()
         assert torch.allclose(logits[i], z, rtol=1e-12)
@@ -89,21 +81,33 @@ def test_gradients_in_low_precision_are_near_and_do_not_overflow(dtype, close):
     assert (low - exact).norm() < close * exact.norm()
 
 
-@pytest.mark.parametrize("rate", [1e-4, 0.2, 0.5, 0.999])
-def test_the_share_that_dropout_keeps_is_what_was_asked_for_and_what_is_divided_by(rate):
-    dropout = Dropout(rate, [0], "cpu")
-    masks = dropout.masks(torch.Size((1, 333, 3001)))
-    assert dropout.kept == pytest.approx(1 - rate, abs=2**-17)
-    assert (masks > 0).double().mean() == pytest.approx(dropout.kept, abs=0.002)
-    assert masks.max() == pytest.approx(1 / dropout.kept)
+@pytest.mark.parametrize(
+    ("rate", "kept"), [(1e-4, (10, 7)), (0.2, (8, 6)), (0.5, (5, 4)), (0.999, (1, 1))]
+)
+def test_dropout_keeps_whole_units_of_each_layer_as_often_as_others(rate, kept):
+    dropout = Dropout(rate, (10, 7), [0])
+    times = [torch.zeros(10), torch.zeros(7)]
+    for _ in range(1000):
+        units = dropout.units(torch.device("cpu"))
+        for counts, layer, n in zip(times, units, kept, strict=True):
+            assert layer.shape == (1, n)
+            assert (layer[0].diff() > 0).all()
+            counts[layer[0]] += 1
+    for counts, n in zip(times, kept, strict=True):
+        share = n / len(counts)
+        assert (counts / 1000 - share).abs().max() < 0.07  # more than 4 standard deviations
 
 
-def test_dropout_keeps_the_mean_and_each_network_draws_for_itself():
-    masks = Dropout(0.3, [0, 1], "cpu").masks(torch.Size((2, 10, 10_000)))
-    assert masks.mean() == pytest.approx(1, abs=0.01)
-    assert (masks == 0).float().mean() == pytest.approx(0.3, abs=0.01)
-    alone = Dropout(0.3, [1], "cpu").masks(torch.Size((1, 10, 10_000)))
-    assert torch.equal(masks[1], alone[0])
+def test_each_network_draws_its_units_by_its_own_seed():
+    cpu = torch.device("cpu")
+    together, alone = Dropout(0.3, (100,), [0, 1]), Dropout(0.3, (100,), [1])
+    (both,), (one,) = together.units(cpu), alone.units(cpu)
+    assert torch.equal(both[1], one[0])
+    assert not torch.equal(both[0], both[1])
+    together.only([1])
+    (later,), (same,) = together.units(cpu), alone.units(cpu)
+    assert torch.equal(later, same)
+    assert not torch.equal(later, one)
 
 
 def test_hidden_layers_start_as_he_et_al_and_the_last_at_0():

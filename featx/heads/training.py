@@ -147,11 +147,11 @@ def _train_side_by_side(
     lrs = [candidate.lr for candidate in running]
     decay, momentum = recipe.weight_decay, recipe.momentum
     update = Update(stack, recipe.optimizer, lrs, weight_decay=decay, momentum=momentum)
-    masks = Dropout(recipe.dropout, seeds, str(device)) if recipe.dropout else None
+    dropout = Dropout(recipe.dropout, recipe.sizes[1:-1], seeds) if recipe.dropout else None
     factors = _schedule(recipe, len(rows))
     for epoch in range(1, recipe.epochs + 1):
         batches = rows.batches(recipe.batch_size, orders)
-        measured = _train_epoch(stack, update, batches, recipe, masks, factors)
+        measured = _train_epoch(stack, update, batches, recipe, dropout, factors)
         unknown: list[list[Any]] = [[None] * len(running)] * 2
         measured += unknown if val is None else _evaluate(stack, val)
         finite = stack.finite().tolist()
@@ -170,8 +170,8 @@ def _train_side_by_side(
             update.only(going_on, stack)
             if len(orders) > 1:
                 orders = [orders[i] for i in going_on]
-            if masks is not None:
-                masks.only(going_on)
+            if dropout is not None:
+                dropout.only(going_on)
 
 
 def _train_epoch(
@@ -179,17 +179,20 @@ def _train_epoch(
     update: Update,
     batches: Iterable[tuple[Tensor, Tensor]],
     recipe: Recipe,
-    masks: Dropout | None,
+    dropout: Dropout | None,
     factors: Iterator[float],
 ) -> list[list[float]]:
     """Go through all batches once: mean loss and accuracy of each network on the way."""
     dtype = recipe.dtype
-    kept = 1.0 if masks is None else masks.kept
     losses, right, n = [], [], 0
     for x, y in batches:  # (b, d), (b,) or (g, b, d), (g, b)
-        logits, inputs = stack.forward(x, dtype=dtype, dropout=masks)  # (g, b, k)
+        units = [] if dropout is None else dropout.units(x.device)
+        trained = stack.thinned(units) if units else stack
+        logits, inputs = trained.forward(x, dtype=dtype)  # (g, b, k)
         loss, delta = cross_entropy(logits, y, recipe.label_smoothing)  # (g, b), (g, b, k)
-        stack.backward(inputs, delta, dtype=dtype, kept=kept)
+        trained.backward(inputs, delta, dtype=dtype)
+        if units:
+            stack.take_gradients(trained, units)
         update.step(next(factors))
         losses.append(loss.sum(dim=1))
         right.append((logits.argmax(dim=2) == y).sum(dim=1))
