@@ -97,6 +97,34 @@ def test_the_gradient_norm_that_is_told_is_the_gradients_norm_at_the_solution(d)
     assert objective_gradient(head, X, y) == pytest.approx(head.gradient_norm_, rel=1e-3)
 
 
+def objective(head, X, y):
+    """The objective as the docstring defines it, divided by C and the number of rows."""
+    penalty = (head.coef_**2).sum() / (2 * head.C_ * len(X))
+    return log_loss(y, head.predict_proba(X)) + penalty
+
+
+@pytest.mark.parametrize("small_work", [50_000_000, 0], ids=["float64", "float32"])
+@pytest.mark.parametrize("C", [1e3, 1e5])
+def test_weak_penalties_are_solved_to_a_relative_gap_where_tol_would_stop_far_from_it(
+    C, small_work, monkeypatch
+):
+    monkeypatch.setattr(featx.heads.solver, "_SMALL_WORK", small_work)
+    X, y = deep_features(80, 200, 4)
+    head = LogisticHead(C=C).fit(X, y)
+    assert head.converged_
+    assert head.gradient_norm_ <= head.enough_ < head.tol
+    monkeypatch.setattr(featx.heads.solver, "_SMALL_WORK", 50_000_000)
+    nearest = objective(LogisticHead(C=C, tol=1e-10).fit(X, y), X, y)
+    assert nearest <= objective(head, X, y) < (1 + 1e-4) * nearest
+
+
+def test_a_fit_that_ends_at_a_weak_penalty_before_the_gap_is_reached_is_told():
+    X, y = deep_features(80, 200, 4)
+    with pytest.warns(ConvergenceWarning, match=r"above \d\.\de-\d\d, tol at so large a C; raise"):
+        head = LogisticHead(C=1e5, max_iter=5).fit(X, y)
+    assert not head.converged_
+
+
 def test_a_solver_that_stopped_early_is_never_hidden():
     X, y = deep_features(100, 20, 4)
     with pytest.warns(ConvergenceWarning, match=r"after 3 iterations .* raise max_iter \(now 3\)"):
@@ -393,7 +421,7 @@ def test_c_is_chosen_by_cross_validation_with_each_fold_standardised_on_its_own(
 
 def test_the_losses_that_choose_c_are_those_of_converged_fits():
     X, y = deep_features(200, 80, 5, noise=0.7)
-    rows, cs = {"X_val": X[100:], "y_val": y[100:]}, (1.0, 10.0, 100.0)
+    rows, cs = {"X_val": X[100:], "y_val": y[100:]}, (1.0, 10.0, 100.0, 1e3, 1e5)
     head = LogisticHead(cs=cs).fit(X[:100], y[:100], **rows)
     tight = [log_loss(y[100:], theirs(X[:100], y[:100], C).predict_proba(X[100:])) for C in cs]
     assert head.cv_results_["log_loss"] == pytest.approx(tight, rel=0.01)

@@ -13,6 +13,7 @@ changes (iterative refinement).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -51,6 +52,7 @@ class Solution:
     logits: Tensor  # (1, k, n) float64, of the rows
     n_iter: int
     gradient_norm: float
+    converged: bool
     penalty: float = 0.0
     gradient: Tensor | None = None  # (p, 1, k, m + 1)
 
@@ -63,6 +65,7 @@ class Fitted:
     b: npt.NDArray[np.float64]  # (k,)
     n_iter: int
     gradient_norm: float
+    enough: float  # the norm at which it has converged
 
 
 @dataclass
@@ -96,13 +99,21 @@ class _Batch:
         self.x, self.gradient = self.x[:, which], self.gradient[:, which]
         self.pairs = [(s[:, which], y[:, which], rho[which]) for s, y, rho in self.pairs]
 
-    def solution(self, i: int, n_iter: int, norm: float) -> Solution:
+    def enough(self, tol: float, gap: float) -> Tensor:
+        """The gradient's norm (B,) to be reached: `tol`, or less, see `_norm_within`."""
+        squares = inner(self.x[..., :-1], self.x[..., :-1])
+        return _norm_within(gap, self.loss + self.penalty / 2 * squares, self.penalty).clamp(
+            max=tol
+        )
+
+    def solution(self, i: int, n_iter: int, norm: float, *, converged: bool) -> Solution:
         """Problem i as it stands."""
         return Solution(
             self.x[:, i : i + 1],
             self.logits[i : i + 1],
             n_iter,
             norm,
+            converged,
             float(self.penalty[i]),
             self.gradient[:, i : i + 1],
         )
@@ -132,25 +143,41 @@ class Problem:
         self.total_weight = float(weight.sum())
         self.share = torch.from_numpy(weight / self.total_weight).to(device)  # (n,), sums to 1
 
-    def fit(self, C: float, tol: float, max_iter: int) -> Fitted:
-        """Solve for one C until the gradient, measured in float64 on the features, is below tol."""
-        solution = self.solve([C], tol, max_iter)[0]
-        n_iter, (anchor, W, b) = solution.n_iter, self._measure(solution, C)
+    def fit(self, C: float, tol: float, max_iter: int, *, gap: float = math.inf) -> Fitted:
+        """Solve for one C until the gradient, measured in float64 on the features, is small enough.
+
+        That is as `solve` says of `tol` and `gap`.
+        """
+        solution = self.solve([C], tol, max_iter, gap=gap)[0]
+        n_iter, (anchor, W, b, value) = solution.n_iter, self._measure(solution, C)
         for _ in range(_MAX_ANCHORS):
-            if anchor.norm <= tol or n_iter >= max_iter:
+            if anchor.norm <= self._enough(C, value, tol, gap) or n_iter >= max_iter:
                 break
             x = self.space.anchored(solution.x, anchor)
-            start = Solution(x, anchor.logits, 0, anchor.norm)
-            nearer = self.solve([C], tol, max_iter - n_iter, path=[start], anchor=anchor)[0]
+            start = Solution(x, anchor.logits, 0, anchor.norm, converged=False)
+            nearer = self.solve([C], tol, max_iter - n_iter, path=[start], anchor=anchor, gap=gap)[
+                0
+            ]
             n_iter, before, found = n_iter + nearer.n_iter, anchor.norm, self._measure(nearer, C)
             if found[0].norm < before:
-                solution, (anchor, W, b) = nearer, found
+                solution, (anchor, W, b, value) = nearer, found
             if found[0].norm > before / 2:
                 break
-        return Fitted(W.cpu().numpy(), b.cpu().numpy(), n_iter, anchor.norm)
+        enough = self._enough(C, value, tol, gap)
+        return Fitted(W.cpu().numpy(), b.cpu().numpy(), n_iter, anchor.norm, enough)
+
+    def _enough(self, C: float, value: Tensor, tol: float, gap: float) -> float:
+        penalty = torch.full_like(value, 1 / (C * self.total_weight))
+        return min(tol, float(_norm_within(gap, value, penalty)))
 
     def path(
-        self, Cs: Sequence[float], tol: float, max_iter: int, *, together: int | None = None
+        self,
+        Cs: Sequence[float],
+        tol: float,
+        max_iter: int,
+        *,
+        together: int | None = None,
+        gap: float = math.inf,
     ) -> Iterator[Solution]:
         """Solutions for many C, ascending: each from the one before, or `together` side by side.
 
@@ -159,7 +186,7 @@ class Problem:
         together = self._fitting() if together is None else together
         last: list[Solution] = []
         for first in range(0, len(Cs), together):
-            found = self.solve(Cs[first : first + together], tol, max_iter, path=last)
+            found = self.solve(Cs[first : first + together], tol, max_iter, path=last, gap=gap)
             yield from found
             last = [*last, *found][-2:]
 
@@ -181,8 +208,12 @@ class Problem:
         *,
         path: Sequence[Solution] = (),
         anchor: Anchor | None = None,
+        gap: float = math.inf,
     ) -> list[Solution]:
         """Minimise the mean loss plus ``||W||^2 / (2 C sum(weight))`` until ||gradient|| <= tol.
+
+        At weak penalties a small gradient may be far from the minimum: `gap` says how far above
+        it, relatively, the objective may still lie, and the gradient becomes as small as shows it.
 
         Parameters
         ----------
@@ -198,10 +229,14 @@ class Problem:
             batch.waited = torch.where(batch.lower | (norm < batch.best), 0, batch.waited + 1)
             batch.best = torch.minimum(norm, batch.best)
             stuck = batch.stuck | (batch.waited >= _PATIENCE)
-            ended = (norm <= tol) | stuck | (n_iter == max_iter)
+            converged = norm <= tol
+            if converged.any() and gap < math.inf:
+                converged = norm <= batch.enough(tol, gap)
+            ended = converged | stuck | (n_iter == max_iter)
             if ended.any():
                 for i in ended.nonzero()[:, 0].tolist():
-                    done[batch.which[i]] = batch.solution(i, n_iter, float(norm[i]))
+                    near = bool(converged[i])
+                    done[batch.which[i]] = batch.solution(i, n_iter, float(norm[i]), converged=near)
                 if ended.all():
                     break
                 batch.keep((~ended).nonzero()[:, 0])
@@ -383,16 +418,19 @@ class Problem:
         width = max(1, _CHUNK_BYTES[self.device.partition(":")[0]] // (8 * B * k))
         return (slice(first, first + width) for first in range(0, n, width))
 
-    def _measure(self, solution: Solution, C: float) -> tuple[Anchor, Tensor, Tensor]:
-        """The gradient at a solution in float64 on the features, and the weights (k, d), (k,)."""
+    def _measure(self, solution: Solution, C: float) -> tuple[Anchor, Tensor, Tensor, Tensor]:
+        """The gradient at a solution in float64 on the features, the weights (k, d), (k,), and the
+        objective ().
+        """
         W, b = self.space.weights(solution.x)
         logits = W.new_empty((1, self.k, len(self.rows)))
         residual, sums = torch.empty_like(logits), torch.zeros_like(W)
+        loss = W.new_zeros(1)
         for part, block in self.rows.blocks():
             Z = torch.from_numpy(block).to(W.device)  # (b, d)
             logits[0, :, part] = W @ Z.T + b[:, None]
             p = logits[..., part].clone()
-            _to_residual(p, self.y[part], self.share[part])
+            loss += _to_residual(p, self.y[part], self.share[part])
             residual[..., part] = p
             sums.addmm_(p[0], Z)
         strength = C * self.total_weight  # class by class: (k, d) may be as large as many rows
@@ -400,7 +438,16 @@ class Problem:
         squares = torch.stack([(s + w / strength).square().sum() for s, w in classes]).sum()
         if self.intercept:
             squares += residual.sum(dim=-1).square().sum()
-        return Anchor(float(squares.sqrt()), logits, residual, sums), W, b
+        value = loss[0] + W.square().sum() / (2 * strength)
+        return Anchor(float(squares.sqrt()), logits, residual, sums), W, b, value
+
+
+def _norm_within(gap: float, value: Tensor, penalty: Tensor) -> Tensor:
+    """The gradient's norm from which on an objective is within `gap` of its minimum, relatively.
+
+    The penalty makes it strongly convex in the weights: value - minimum <= norm^2 / (2 penalty).
+    """
+    return (2 * gap * penalty * value).sqrt()
 
 
 def _to_residual(logits: Tensor, y: Tensor, share: Tensor) -> Tensor:
