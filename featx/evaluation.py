@@ -13,7 +13,7 @@ import numpy as np
 
 from featx.counting import counted
 from featx.devices import resolve_device
-from featx.duplicates import DEFAULT_THRESHOLD, check_threshold
+from featx.duplicates import DEFAULT_THRESHOLD, check_threshold, merged_groups
 from featx.errors import CacheError, HeadError, InputError
 from featx.featureset import FeatureSet, load_intact
 from featx.grouping import drawn_by
@@ -27,6 +27,7 @@ from featx.heads.cached import (
     probabilities,
     temperature_of,
 )
+from featx.heads.contents import to_json
 from featx.heads.file import HeadFile
 from featx.heads.row_view import RowView
 from featx.heads.tail import TailHead
@@ -38,6 +39,7 @@ from featx.temperature import at_temperature
 from featx.workspace import cache_of_head
 
 On = Literal["held-out", "all"]
+NOT_CONVERGED: Final = " (the fit did not converge)"
 _TRAINED: Final = ("train", "val")  # parts of a head's split that it was trained or chosen on
 
 
@@ -52,6 +54,8 @@ class Evaluation:
     calibration : what the temperature is and what it was fitted on; None without one.
     protocol : what was trained on, chosen on, calibrated on and tested on, and what the bootstrap
         draws, in words.
+    recorded : of how the head came about, as its file has it: params, fit (what was chosen and
+        whether it converged), settings, split and versions.
     head, cache : the files.
     tested_on : the rows in words: ``val folder``, ``all labelled images``, ….
     trained_left_out : labelled images left out because the head was trained or chosen on them, or
@@ -73,6 +77,7 @@ class Evaluation:
     uncalibrated: Report | None
     calibration: Mapping[str, Any] | None
     protocol: Mapping[str, str]
+    recorded: Mapping[str, Any]
     head: Path
     cache: Path
     tested_on: str
@@ -100,6 +105,7 @@ class Evaluation:
             "unknown_classes": self.unknown,
             "failed": self.failed,
             "protocol": dict(self.protocol),
+            "recorded": dict(self.recorded),
             "calibration": None if self.calibration is None else dict(self.calibration),
             "uncalibrated": (
                 None if self.uncalibrated is None else self.uncalibrated.of_probabilities()
@@ -195,7 +201,7 @@ def evaluate(
             f"{int((features.y < 0).sum())} are unlabelled; "
             "test on another cache"
         )
-    groups = _groups_of(file, features, rows, own=own)
+    groups = merged_groups(_groups_of(file, features, rows, own=own))
     extent = None if features.extent is None else features.extent[rows]
     plain = probabilities(file, RowView(features.X, rows), extent=extent, calibrated=False)
     temperature = temperature_of(file)
@@ -220,6 +226,7 @@ def evaluate(
         uncalibrated=(None if temperature is None else score(y_true, plain, groups=groups, **told)),
         calibration=file.metadata.get("calibration"),
         protocol=_protocol(file, f"{counted(len(rows), 'image')} ({tested_on})", fit_saw, groups),
+        recorded=_recorded(file),
         head=file.path,
         cache=features.path,
         tested_on=tested_on,
@@ -257,12 +264,21 @@ def _groups_of(file: HeadFile, features: FeatureSet, rows: np.ndarray, *, own: b
     return np.array([known.get(row.tobytes(), -1) for row in features.sha256[rows]], np.int64)
 
 
+def _recorded(file: HeadFile) -> dict[str, Any]:
+    """What moves a figure of the head, in JSON's types; not which images belong together."""
+    split = {k: v for k, v in file.metadata["split"].items() if k != "held_out_groups"}
+    told = {name: file.metadata.get(name) for name in ("fit", "settings", "versions")}
+    return {"params": to_json(file.head.get_params()), **told, "split": split}
+
+
 def _protocol(file: HeadFile, tested_on: str, fit_saw: bool, groups: np.ndarray) -> dict[str, str]:
     """What every kind of decision was made on, in words; of a held-out set, that none was."""
     split = file.metadata["split"]
     calibration = file.metadata.get("calibration")
+    fit = file.metadata.get("fit")
+    ended = not isinstance(fit, dict) or fit.get("converged") is not False
     return {
-        "trained_on": counted(len(file.split["train"]), "image"),
+        "trained_on": counted(len(file.split["train"]), "image") + ("" if ended else NOT_CONVERGED),
         "chosen_on": str(split.get("chosen_on", "not recorded")),
         "calibrated_on": "nothing" if calibration is None else calibration["fitted_on"],
         "tested_on": tested_on,

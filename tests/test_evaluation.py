@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.metrics import accuracy_score, log_loss
 from synthetic import CLASSES, SPEC, write_cache
 
@@ -234,6 +235,30 @@ def test_the_report_as_json_has_no_rounding_and_no_numpy(tmp_path: Path) -> None
     assert len(CLASSES) == told["k"]
 
 
+def test_the_report_says_what_moves_its_figures(tmp_path: Path) -> None:
+    path = write_cache(tmp_path / "a.h5")
+    fit = fit_head(path, seed=5, C=2.0, group=r"(\d{5})\d\.jpg")
+    told = evaluate(path, fit.path).to_dict()["recorded"]
+    assert told["params"] == fit.file.head.get_params()
+    assert told["params"]["standardise"] is True
+    assert told["fit"] == fit.file.metadata["fit"]
+    assert told["settings"]["seed"] == 5
+    assert told["versions"]["scikit-learn"]
+    assert told["split"]["source"] == fit.file.metadata["split"]["source"]
+    assert "held_out_groups" not in told["split"]
+
+
+def test_figures_of_a_fit_that_has_not_converged_say_so(tmp_path: Path) -> None:
+    path = write_cache(tmp_path / "a.h5", spread=2.5)
+    converged, fit = fit_head(path, C=10.0), None
+    with pytest.warns(ConvergenceWarning):
+        fit = fit_head(path, C=10.0, max_iter=1, out=tmp_path / "early.safetensors")
+    n = len(fit.file.split["train"])
+    trained_on = evaluate(path, fit.path).protocol["trained_on"]
+    assert trained_on == f"{n} images (the fit did not converge)"
+    assert evaluate(path, converged.path).protocol["trained_on"] == f"{n} images"
+
+
 def test_a_set_that_shares_one_image_with_the_heads_own_is_an_external_test(
     tmp_path: Path,
 ) -> None:
@@ -268,7 +293,8 @@ def test_intervals_draw_the_groups_that_the_head_recorded_and_no_rule_is_followe
     alone = fit_head(path, C=1.0)
     monkeypatch.setattr("featx.grouping.group_images", None)
     found = evaluate(path, fit.path)
-    assert np.array_equal(found.groups, [int(name[:5]) for name in found.paths])
+    _, first, tens = np.unique([name[:5] for name in found.paths], True, True)
+    assert np.array_equal(found.groups, np.argsort(np.argsort(first))[tens])
     assert found.protocol["intervals_draw"] == "whole groups (4 groups, 0 images alone)"
     assert evaluate(path, alone.path).protocol["intervals_draw"] == "single images"
     external = write_cache(

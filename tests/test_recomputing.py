@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,9 @@ def block() -> str:
     return found
 
 
-def printed(calibrated: bool) -> tuple[list[Any], Evaluation]:
+def printed(calibrated: bool, **cache: Any) -> tuple[list[Any], Evaluation]:
     """What the block prints in a folder with such a cache and head, and what featx says."""
-    path = write_cache(Path(CACHE), n=300, spread=2.5)
+    path = write_cache(Path(CACHE), **{"n": 300, "spread": 2.5, **cache})
     fit_head(path, out=HEAD, calibrate=calibrated)
     code = block()
     if calibrated:  # as the comment in the block says
@@ -71,3 +72,31 @@ def test_the_block_in_the_readme_gives_every_figure(tmp_path, monkeypatch, calib
     assert rows["weighted avg"][2] == f"{report.weighted_f1.value:.3f}"
     if calibrated:
         assert report.log_loss != evaluation.uncalibrated.log_loss
+
+
+def test_the_block_holds_with_copies_of_known_files_and_a_class_without_a_test_image(
+    tmp_path, monkeypatch
+) -> None:
+    def copy(features: np.ndarray, sha256: np.ndarray) -> None:
+        features[[240, 241]], sha256[[240, 241]] = features[[0, 201]], sha256[[0, 201]]
+
+    monkeypatch.chdir(tmp_path)
+    numbers = np.arange(300)
+    split = np.select([numbers < 200, numbers < 240], [1, 2], 3).astype(np.uint8)
+    labels = np.where(split == 3, numbers % 2, numbers % 3)  # none of the third is tested
+    labels[[240, 241]] = labels[[0, 201]]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # scikit-learn's, of the class without a test image
+        (table, confusion, *figures, _), evaluation = printed(
+            False, split=split, labels=labels, plant=copy
+        )
+    report = evaluation.report
+    assert evaluation.trained_left_out == 2
+    assert report.n == confusion.sum() == 58
+    assert np.array_equal(confusion, report.confusion)
+    expected = [report.balanced_accuracy.value, report.baseline.accuracy.value]
+    assert figures[:2] == pytest.approx(expected, rel=1e-9)
+    assert figures[4:] == pytest.approx(
+        [estimate.value for estimate in (report.log_loss, report.brier, report.ece)], rel=1e-9
+    )
+    assert f"{report.macro_f1.value:.3f}" in re.search("macro avg (.*)", table).group(1)
