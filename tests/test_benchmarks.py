@@ -218,3 +218,24 @@ def test_the_judged_objective_is_scikit_learns() -> None:
     assert best.accuracy == model.score(scaler.transform(X.astype(np.float64)), y)
     moved = judge(X, y, *found[:2], model.coef_ * 1.1, model.intercept_, 0.1)
     assert best.objective < moved.objective < best.objective + moved.bound
+
+
+@pytest.mark.parametrize(
+    ("change", "good"),
+    [
+        ({}, True),
+        ({"train_loss": 9e-5}, True),  # either has learnt its rows by heart
+        ({"train_loss": 2e-4}, False),
+        ({"held_out_loss": 0.0505}, True),
+        ({"held_out_loss": 0.0506}, False),
+        ({"held_out_errors": 0.0149}, True),
+        ({"held_out_errors": 0.0151}, False),
+    ],
+)
+def test_a_network_that_comes_to_more_than_the_loop_gets_no_times(
+    change: dict[str, float], good: bool
+) -> None:
+    from benchmarks.heads import comes_to_no_more
+
+    loop = {"train_loss": 1e-7, "held_out_loss": 0.05, "held_out_errors": 0.01}
+    assert comes_to_no_more(loop | change, loop, 400) is good

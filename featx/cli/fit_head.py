@@ -101,7 +101,12 @@ def fit_head(
     hidden: Annotated[
         str | None, typer.Option(help="mlp: sizes of the hidden layers, as 512,256.")
     ] = None,
-    dropout: Annotated[float | None, typer.Option(min=0, max=1, help="mlp: dropout.")] = None,
+    dropout: Annotated[
+        float | None,
+        typer.Option(
+            min=0, max=1, help="mlp: share of hidden units that each batch leaves out (0.5)."
+        ),
+    ] = None,
     patience: Annotated[
         int | None, typer.Option(min=1, help="mlp, tail: epochs without gain before stopping.")
     ] = None,

@@ -28,7 +28,8 @@ class MLPHead(NetworkHead):
         Sizes of the hidden layers, at least one.
     dropout : float
         Share of each layer's hidden units that a training step leaves out, 0 to below 1; the same
-        units for all rows of its batch (Graham et al. 2015), so that 0.5 halves the work.
+        units for all rows of its batch (Graham et al. 2015), so that 0.5 halves the work. As many
+        whole units as come nearest to it; one always stays.
     lr : float, optional
         None: 0.001 for batches of 64, and for others by the square root (`learning_rate_of`).
     epochs : int
