@@ -21,6 +21,7 @@ from typing import Final
 from featx.decoding import TOO_LARGE, UNDECODABLE, UNREADABLE
 from featx.errors import ImageError
 from featx.loading import AnyLoader, Picture
+from featx.shared_memory import SharedMemory
 from featx.worker import (
     ASK,
     DEFECT,
@@ -28,9 +29,11 @@ from featx.worker import (
     MAX_TRACEBACK,
     MAX_WORDS,
     PIXELS,
+    PLACED,
     READ,
     READY,
     REFUSED,
+    SIZE,
 )
 
 if sys.platform == "linux":
@@ -104,11 +107,20 @@ class Child:
         self._loader, self._timeout_s = loader, timeout_s
         self._left_s = math.inf
         self._ended = self._too_late = False
-        self._process = _start()
+        self._memory = SharedMemory.create(loader.body_bytes[1])
+        self._descriptor = None if self._memory is None else self._memory.descriptor
+        try:
+            self._process = _start(self._descriptor)
+        except NotStartedError:
+            self._close_memory()
+            raise
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._stdin, self._stdout = self._process.stdin, self._process.stdout
-        _enlarge(self._stdout.fileno(), HEADER.size + loader.body_bytes[1])
+        if self._memory is not None:
+            self._memory.let_go()
+        else:
+            _enlarge(self._stdout.fileno(), HEADER.size + loader.body_bytes[1])
         if _HAS_POLL:
             self._poll = select.poll()
             self._poll.register(self._stdout, select.POLLIN)
@@ -118,7 +130,7 @@ class Child:
         own_limit_s = math.ceil(2 * self._timeout_s + _SPARE_S)  # for reading and decoding
         said = b""
         with suppress(DiedError):  # what it said before it ended is read below
-            self._send(pickle.dumps((self._loader, own_limit_s)))
+            self._send(pickle.dumps((self._loader, own_limit_s, self._descriptor)))
         try:
             with self._patience(_START_S):
                 while not said.endswith(READY):
@@ -151,8 +163,8 @@ class Child:
         kind, body = self._answer(READ)
         if kind == READ:
             self.sha256 = bytes(body)
-            kind, body = self._answer(PIXELS)
-        if kind == PIXELS:
+            kind, body = self._answer(PIXELS if self._memory is None else PLACED)
+        if kind in (PIXELS, PLACED):
             try:
                 return self._loader.unpacked(body, self.sha256)
             except ValueError as error:
@@ -176,19 +188,29 @@ class Child:
             threading.Thread(target=self._process.wait, daemon=True).start()
         self._stdin.close()
         self._stdout.close()
+        self._close_memory()
 
     @property
     def is_alive(self) -> bool:
         """Whether it has not ended."""
         return self._process.poll() is None
 
+    def _close_memory(self) -> None:
+        if self._memory is not None:
+            self._memory.close()
+
     # --- messages ---------------------------------------------------------------------------------
 
     def _answer(self, expected: int) -> tuple[int, bytearray]:
-        """The next message: kind and body. What it claims of its size is believed within bounds."""
+        """The next message: kind and body. What it claims of its size is believed within bounds.
+
+        The body of `PLACED` is what lies in the memory of both.
+        """
+        pixels = self._loader.body_bytes
         sizes = {
             READ: (32, 32),
-            PIXELS: self._loader.body_bytes,
+            PIXELS: pixels,
+            PLACED: (SIZE.size, SIZE.size),
             REFUSED: (1, MAX_WORDS),
             DEFECT: (0, MAX_TRACEBACK),
         }
@@ -197,6 +219,10 @@ class Child:
                 kind, size = HEADER.unpack(self._exactly(HEADER.size))
                 least, most = sizes[kind] if kind in (expected, REFUSED, DEFECT) else (0, -1)
                 body = self._exactly(size) if least <= size <= most else None
+            if body is not None and kind == PLACED:
+                (size,) = SIZE.unpack(body)
+                assert self._memory is not None
+                body = self._memory.copy(size) if pixels[0] <= size <= pixels[1] else None
         except HungError:
             raise HungError(reading=expected == READ) from None
         if body is None or (
@@ -294,8 +320,8 @@ def _enlarge(pipe: int, size_bytes: int) -> None:
             fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, size_bytes)
 
 
-def _start() -> subprocess.Popen[bytes]:
-    """Start Python with nothing but what `_BOOT` says.
+def _start(descriptor: int | None) -> subprocess.Popen[bytes]:
+    """Start Python with nothing but what `_BOOT` says, and that descriptor.
 
     `subprocess`, not `multiprocessing`: that would run the user's script again in every process,
     or fork beside the network's threads.
@@ -318,6 +344,7 @@ def _start() -> subprocess.Popen[bytes]:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
+            pass_fds=() if descriptor is None else (descriptor,),
             env={**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
             # A group or a console of its own: Ctrl-C is for the process that asks.
             process_group=0 if os.name == "posix" else None,

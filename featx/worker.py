@@ -4,9 +4,10 @@
 pickled, so that a decoder that a hostile image has taken over can make the other side run nothing.
 
 Every message is a header (`HEADER`) and a body of the size told there. In: the pickled loader with
-the seconds a file may take; then paths (`os.fsencode`), one by one. Out, for every path: `READ`
-with the file's SHA-256 as soon as it is read, then `PIXELS` (as the loader packs them), `REFUSED`
-(a status, and why) or `DEFECT` (a traceback).
+the seconds a file may take and the descriptor of memory that both see, if there is any; then paths
+(`os.fsencode`), one by one. Out, for every path: `READ` with the file's SHA-256 as soon as it is
+read, then `PIXELS` (as the loader packs them), `PLACED` (so many bytes of them lie in the memory),
+`REFUSED` (a status, and why) or `DEFECT` (a traceback).
 """
 
 from __future__ import annotations
@@ -23,12 +24,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from featx.errors import ImageError
+from featx.shared_memory import SharedMemory
 
 if TYPE_CHECKING:
     from featx.loading import AnyLoader
 
 HEADER: Final = struct.Struct("<BI")  # kind, size of the body in bytes
-ASK, READ, PIXELS, REFUSED, DEFECT = range(5)
+SIZE: Final = struct.Struct("<I")  # the body of PLACED
+ASK, READ, PIXELS, REFUSED, DEFECT, PLACED = range(6)
 READY: Final = b"\0featx decodes\0"  # ends whatever is said before the first path
 MAX_WORDS: Final = 2_000  # bytes of a reason
 MAX_TRACEBACK: Final = 20_000
@@ -38,7 +41,10 @@ def main() -> None:
     """Serve the process at the other end of standard input and output."""
     asked, answers = _take_pipes()
     _guard()
-    loader, limit_s = pickle.loads(_receive(asked) or b"")
+    loader, limit_s, descriptor = pickle.loads(_receive(asked) or b"")
+    memory = None if descriptor is None else SharedMemory(descriptor)
+    if memory is not None:
+        memory.let_go()
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # until here its words tell why it cannot start
     os.write(answers, READY)
     try:
@@ -46,6 +52,8 @@ def main() -> None:
             _end_after(limit_s)
             kind, *parts = _answer(loader, Path(os.fsdecode(name)), answers)
             _end_after(0)
+            if kind == PIXELS and memory is not None:
+                kind, parts = PLACED, [SIZE.pack(memory.place(parts))]
             _send(answers, kind, *parts)
     except BrokenPipeError:
         return  # nobody listens any more

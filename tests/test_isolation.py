@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import _thread
+import errno
 import hashlib
 import os
 import pickle
@@ -33,11 +34,13 @@ from featx.isolation import IsolatedLoader
 from featx.loading import Loader
 from featx.passes import MemorySink
 from featx.resampling import MAX_WINDOW_BYTES
-from featx.worker import HEADER, PIXELS, READ, READY, REFUSED
+from featx.shared_memory import SharedMemory
+from featx.worker import HEADER, PIXELS, PLACED, READ, READY, REFUSED
 
 LOADER = Misbehaving(PLAIN)
 FOR_EVER_S = 1_000.0  # no test waits so long, unless what it tests is broken
 
+linux_only = pytest.mark.skipif(sys.platform != "linux", reason="other systems have no memfd")
 posix_only = pytest.mark.skipif(os.name != "posix", reason="signals and named pipes")
 
 File = Callable[[str], Path]
@@ -63,8 +66,8 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[subprocess.Popen[bytes]]:
     processes: list[subprocess.Popen[bytes]] = []
     start = featx.child._start
 
-    def counted() -> subprocess.Popen[bytes]:
-        processes.append(start())
+    def counted(descriptor: int | None) -> subprocess.Popen[bytes]:
+        processes.append(start(descriptor))
         return processes[-1]
 
     monkeypatch.setattr(featx.child, "_start", counted)
@@ -241,6 +244,82 @@ def test_what_a_process_claims_is_believed_within_bounds_only(
     assert max(allocated_for(claim, LOADER, tmp_path, monkeypatch)) <= SIZE * SIZE * 3
 
 
+@linux_only
+@pytest.mark.parametrize(
+    "claim",
+    [
+        HEADER.pack(PLACED, 4) + struct.pack("<I", SIZE * SIZE * 3 + 1),
+        HEADER.pack(PLACED, 4) + struct.pack("<I", SIZE * SIZE * 3 - 1),
+        HEADER.pack(PLACED, 3) + b"abc",
+        HEADER.pack(PLACED, 5) + bytes(5),
+        HEADER.pack(PIXELS, SIZE * SIZE * 3),
+    ],
+    ids=["more", "less", "short", "long", "through the pipe"],
+)
+def test_what_a_process_claims_to_have_left_in_the_memory_is_looked_at_within_bounds_only(
+    tmp_path: Path, claim: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert max(allocated_by(claim, LOADER, tmp_path, monkeypatch)) <= 32  # a digest
+
+
+def test_memory_is_not_looked_at_where_there_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    claim = HEADER.pack(PLACED, 4) + struct.pack("<I", SIZE * SIZE * 3)
+    assert max(allocated_for(claim, LOADER, tmp_path, monkeypatch)) <= 32
+
+
+@linux_only
+def test_the_memory_of_both_stays_as_large_as_it_was() -> None:
+    memory = SharedMemory.create(5000)
+    assert memory is not None
+    assert memory.descriptor is not None
+    other = SharedMemory(os.dup(memory.descriptor))
+    assert other.place([b"abc", memoryview(b"de")]) == 5
+    assert other.descriptor is not None
+    for size_bytes in (0, 1 << 20):
+        with pytest.raises(PermissionError):
+            os.truncate(other.descriptor, size_bytes)
+    other.close()
+    assert memory.copy(6) == b"abcde" + bytes(1)
+    memory.close()
+
+
+@linux_only
+@pytest.mark.parametrize("call", ["memfd_create", "posix_fallocate"])
+def test_pictures_go_through_the_pipe_where_no_memory_can_be_had(
+    call: str, file: File, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: object) -> int:
+        raise OSError(errno.EPERM, "not permitted")
+
+    monkeypatch.setattr(os, call, refused)
+    n_open = len(list(Path("/proc/self/fd").iterdir()))
+    assert SharedMemory.create(100) is None
+    assert len(list(Path("/proc/self/fd").iterdir())) == n_open
+    with IsolatedLoader(LOADER) as load:
+        assert load(file("noise")).pixels[0, 0].tolist() == [1, 2, 3]
+
+
+@linux_only
+def test_no_descriptor_of_the_memory_stays_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    def opened(process: int | str) -> int:
+        links = list(Path(f"/proc/{process}/fd").iterdir())
+        return sum("memfd:featx" in str(link.readlink()) for link in links if link.is_symlink())
+
+    before = Path("/proc/self/maps").read_text().count("memfd:featx")
+    child = featx.child.Child(LOADER, timeout_s=30)
+    child.wait_until_ready()
+    assert opened("self") <= 1  # the mapping's own
+    assert opened(child._process.pid) <= 1
+    child.end()
+    monkeypatch.setattr(featx.child.multiprocessing.spawn, "get_executable", lambda: "")
+    with pytest.raises(featx.child.NotStartedError):
+        featx.child.Child(LOADER, timeout_s=30)
+    assert not opened("self")
+    assert Path("/proc/self/maps").read_text().count("memfd:featx") == before
+
+
 def left_to_resize(h: int, w: int, n_pixels: int) -> bytes:
     """Claims to be of a picture of so many rows and columns."""
     return HEADER.pack(PIXELS, 8 + 3 * n_pixels) + struct.pack("<II", h, w) + bytes(3 * n_pixels)
@@ -279,6 +358,13 @@ def allocated_for(
     claim: bytes, loader: Loader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> list[int]:
     """How many bytes were made room for in turn, until a process that claims this was left."""
+    monkeypatch.setattr(SharedMemory, "create", lambda _: None)
+    return allocated_by(claim, loader, tmp_path, monkeypatch)
+
+
+def allocated_by(
+    claim: bytes, loader: Loader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> list[int]:
     script = tmp_path / "impostor.py"
     said = HEADER.pack(READ, 32) + b"s" * 32 + claim
     script.write_text(
@@ -298,7 +384,8 @@ def allocated_for(
         return bytearray(size)
 
     monkeypatch.setattr(featx.child, "bytearray", noted, raising=False)
-    monkeypatch.setattr(featx.child, "_start", lambda: impostor)
+    monkeypatch.setattr(SharedMemory, "copy", lambda _, size: noted(size))
+    monkeypatch.setattr(featx.child, "_start", lambda _: impostor)
     child = featx.child.Child(loader, timeout_s=FOR_EVER_S)
     try:
         child.wait_until_ready()
@@ -352,6 +439,7 @@ def test_a_picture_fits_into_the_pipe_or_goes_through_it_in_parts(
 ) -> None:
     import fcntl
 
+    monkeypatch.setattr(SharedMemory, "create", lambda _: None)
     loader = Loader(PLAIN.replace(resize=256, crop=224), windows=windows)
     if refused:
         monkeypatch.setattr(featx.child.fcntl, "F_SETPIPE_SZ", -1)  # OSError: invalid argument
@@ -547,10 +635,10 @@ def test_a_file_that_crashed_is_never_decoded_here(
 ) -> None:
     start, count = featx.child._start, iter(range(9))
 
-    def only_once() -> subprocess.Popen[bytes]:
+    def only_once(descriptor: int | None) -> subprocess.Popen[bytes]:
         if next(count):
             raise featx.child.NotStartedError("no more")
-        return start()
+        return start(descriptor)
 
     monkeypatch.setattr(featx.child, "_start", only_once)
     with (
@@ -564,8 +652,8 @@ def kill_starts(monkeypatch: pytest.MonkeyPatch, kills: set[int]) -> list[subpro
     """Let a signal end the starts of these numbers, as for want of memory; gives all starts."""
     start, made = featx.child._start, []
 
-    def start_or_kill() -> subprocess.Popen[bytes]:
-        made.append(start())
+    def start_or_kill(descriptor: int | None) -> subprocess.Popen[bytes]:
+        made.append(start(descriptor))
         if len(made) - 1 in kills:
             made[-1].kill()
             made[-1].wait()
@@ -604,11 +692,11 @@ def test_where_only_some_processes_can_be_started_they_do_all(
     start, count = featx.child._start, iter(range(99))
     refused: list[int] = []
 
-    def only_once() -> subprocess.Popen[bytes]:
+    def only_once(descriptor: int | None) -> subprocess.Popen[bytes]:
         if next(count):
             refused.append(1)
             raise featx.child.NotStartedError("no more")
-        return start()
+        return start(descriptor)
 
     monkeypatch.setattr(featx.child, "_start", only_once)
     paths = [coloured(tmp_path, i) for i in range(8)]

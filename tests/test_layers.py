@@ -66,6 +66,7 @@ SHELVES: tuple[frozenset[str], ...] = tuple(
                 "loading",
                 "augmentation",
                 "whole_files",
+                "shared_memory",
             },
             {"cut_graph", "worker", "interchange", "usable", "foreign", "frozen"},
             {"unpublished", "timm_backbones", "torchvision_backbones"},
