@@ -32,7 +32,7 @@ from featx.heads.file import HeadFile
 from featx.heads.row_view import RowView
 from featx.heads.tail import TailHead
 from featx.images import display_names
-from featx.leaks import NO_CACHE, Leak, Leaks, find_leaks
+from featx.leaks import NO_CACHE, Leak, Leaks, find_leaks, recorded_threshold
 from featx.metrics import Report, score
 from featx.own_network import note_given
 from featx.temperature import at_temperature
@@ -216,7 +216,7 @@ def evaluate(
     if not include_trained:
         threshold = duplicate_threshold
         if threshold is None:
-            threshold = _recorded_threshold(file)
+            threshold = recorded_threshold(file.metadata)
         leaks, leaked = _leaks(file, features, left_out, rows, own=own, threshold=threshold)
         if leaks.near and not leaked.all():
             without = score(y_true[~leaked], predicted[~leaked], groups=groups[~leaked], **told)
@@ -409,15 +409,6 @@ def _trained_cache(file: HeadFile) -> FeatureSet | None:
     except (CacheError, HeadError):
         return None  # told: near duplicates were not looked for
     return features
-
-
-def _recorded_threshold(file: HeadFile) -> float | None:
-    """What a head was fitted with, where it was not the default."""
-    recorded = file.metadata.get("leaks")
-    threshold = recorded.get("threshold") if isinstance(recorded, dict) else None
-    if isinstance(threshold, (int, float)) and 0 < threshold <= 1:
-        return None if threshold == DEFAULT_THRESHOLD else float(threshold)
-    return None
 
 
 def _contains(sha256: np.ndarray, file: HeadFile, parts: tuple[str, ...]) -> np.ndarray:

@@ -22,6 +22,7 @@ from featx.grouping import drawn_by, group_images
 from featx.heads.base import Head
 from featx.heads.making import fit_on, make_head, probabilities_of
 from featx.heads.row_view import RowView
+from featx.leaks import Leaks, find_leaks
 from featx.metrics import Estimate
 from featx.metrics.bootstrap import interval, units
 from featx.recorded import settle_on_features
@@ -65,7 +66,8 @@ class LearningCurve:
     head, params : the way of fitting.
     points : from few to many; the last is of all training images.
     n_test, tested_on : the held-out images that are tested, and what they are.
-    exact_leaks : held-out images left out, as their files have the bytes of a training image.
+    leaks : held-out images that are duplicates of training images: exact ones are left out, near
+        ones are tested.
     baseline : their share of the class that is commonest in training.
     repeats, seed : how often images were drawn for each point.
     notes : sentences for the user.
@@ -76,7 +78,7 @@ class LearningCurve:
     params: Mapping[str, Any]
     points: tuple[Point, ...]
     n_test: int
-    exact_leaks: int
+    leaks: Leaks
     tested_on: str
     baseline: float
     repeats: int
@@ -91,7 +93,7 @@ class LearningCurve:
             "params": {k: list(v) if isinstance(v, tuple) else v for k, v in self.params.items()},
             "tested_on": self.tested_on,
             "n_test": self.n_test,
-            "exact_leaks": self.exact_leaks,
+            "leaks": self.leaks.to_dict(),
             "baseline": self.baseline,
             "repeats": self.repeats,
             "seed": self.seed,
@@ -113,6 +115,7 @@ def learning_curve(
     seed: int = 0,
     test_fraction: float | None = None,
     group: str | None = None,
+    duplicate_threshold: float | None = None,
     device: str = "auto",
     cache_dir: str | os.PathLike[str] = "cache",
     advance: Callable[[int, int], None] | None = None,
@@ -140,7 +143,7 @@ def learning_curve(
     repeats : how often they are drawn.
     seed : of the split, where the folder has none of its own, of the draws, and of the heads.
     test_fraction : held out, where the folder has no split of its own; 0.2.
-    group : which images belong together, as for `fit_head`.
+    group, duplicate_threshold : as for `fit_head`.
     device : where to fit.
     advance : called after each fit with the number of fits done and of all.
     **params : of the head.
@@ -170,6 +173,9 @@ def learning_curve(
     counts = np.bincount(labels, minlength=len(features.classes))
     jobs = [(shot, repeat) for shot in wanted for repeat in range(repeats)]
     jobs.append((int(counts.max()), -1))  # all of them, once
+    leaks, _ = find_leaks(
+        features, split.held_out, features, split.train, threshold=duplicate_threshold
+    )
     tested = _unleaked(features, split)
     X_test, y_test = RowView(features.X, tested), features.y[tested]
     extent = None if features.extent is None else features.extent[tested]
@@ -208,7 +214,7 @@ def learning_curve(
         params=dict(params),
         points=tuple(points),
         n_test=len(tested),
-        exact_leaks=len(split.held_out) - len(tested),
+        leaks=leaks,
         tested_on=f"{split.held_out_name} images",
         baseline=float((y_test == counts.argmax()).mean()),
         repeats=repeats,

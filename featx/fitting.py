@@ -21,7 +21,7 @@ from featx.heads.base import Head
 from featx.heads.cached import is_final, load_recorded
 from featx.heads.file import HeadFile, load_head, save_head
 from featx.heads.making import fit_on, make_head
-from featx.leaks import Leaks, find_leaks
+from featx.leaks import Leaks, find_leaks, recorded_threshold
 from featx.protocol import data_digest, describe, plain
 from featx.recorded import settle_on_features
 from featx.splits import Split, has_own_split, make_split, settled_fraction
@@ -244,7 +244,7 @@ def fit_like(
         device=device,
         calibrate=settings.get("calibrate", False),
         group_duplicates="group_duplicates" in settings,
-        duplicate_threshold=settings.get("group_duplicates"),
+        duplicate_threshold=settings.get("group_duplicates", recorded_threshold(file.metadata)),
         told=told,
         **params,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -27,6 +28,15 @@ class Leak:
     trained_path: str | None
     similarity: float
     exact: bool
+
+
+def recorded_threshold(metadata: Mapping[str, Any]) -> float | None:
+    """The least similarity of a near duplicate that a head was fitted with; None: the default."""
+    recorded = metadata.get("leaks")
+    threshold = recorded.get("threshold") if isinstance(recorded, dict) else None
+    if isinstance(threshold, (int, float)) and 0 < threshold <= 1:
+        return None if threshold == DEFAULT_THRESHOLD else float(threshold)
+    return None
 
 
 @dataclass(frozen=True)

@@ -51,18 +51,25 @@ def test_copies_of_training_images_are_left_out_of_the_test_and_counted(tmp_path
     split = np.array([1, 1, 2, 3], np.uint8)[np.arange(80) % 4]
 
     def plant(features: np.ndarray, sha256: np.ndarray) -> None:
-        sha256[[3, 7]] = sha256[[0, 1]]  # two test images have the bytes of training images
+        sha256[[3, 7]] = sha256[[5, 1]]  # two test images have the bytes of training images
         sha256[11] = sha256[2]  # and one that of a validation image, which no head here sees
+        features[15] = features[4]  # nearly the same picture
 
     def plant_all(features: np.ndarray, sha256: np.ndarray) -> None:
         sha256[split == 3] = sha256[split == 1][:20]
 
     path = write_cache(tmp_path / "a.h5", n=80, split=split, plant=plant)
     curve = learning_curve(path, shots=(1,), repeats=2, device="cpu")
-    assert (curve.n_test, curve.exact_leaks) == (18, 2)
-    assert curve.to_dict()["exact_leaks"] == 2
+    assert (curve.n_test, curve.leaks.exact, curve.leaks.near) == (18, 2, 1)
+    assert curve.to_dict()["leaks"]["near"] == 1
     _, shown, _ = run("fit-head", path, "--shots", "1", "--repeats", "2")
-    assert "leaks: 2 exact (left out); near ones were not looked for" in shown
+    assert "leaks: 2 exact (left out), 1 near (tested; similarity 0.75) among 40 images" in shown
+    few = ("fit-head", path, "--shots", "1", "--repeats", "2")
+    _, shown, _ = run(*few, "--duplicate-threshold", "0.99")
+    assert "1 near (tested; similarity 0.99)" in shown
+    code, _, said = run(*few, "--group-duplicates")
+    assert code
+    assert "--shots writes no head" in said
     path = write_cache(tmp_path / "b.h5", n=80, split=split, plant=plant_all)
     with pytest.raises(InputError, match=r"every held-out image of .* is a copy of a training"):
         learning_curve(path, shots=(1,), repeats=2, device="cpu")

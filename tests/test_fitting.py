@@ -249,6 +249,16 @@ def test_a_part_without_labels_is_no_split_of_ones_own(tmp_path: Path) -> None:
     assert again.path.read_bytes() == fit.path.read_bytes()
 
 
+def test_like_looks_for_leaks_by_the_threshold_that_the_head_was_fitted_with(
+    tmp_path: Path,
+) -> None:
+    path = write_cache(tmp_path / "a.h5")
+    fit = fit_head(path, duplicate_threshold=0.5)
+    again = fit_like(fit.path, path, out=tmp_path / "b.safetensors")
+    assert again.path.read_bytes() == fit.path.read_bytes()
+    assert again.file.metadata["leaks"]["threshold"] == 0.5
+
+
 def test_load_takes_the_fraction_that_the_head_was_fitted_with(tmp_path: Path) -> None:
     path = write_cache(tmp_path / "a.h5")
     file = fit_head(path, test_fraction=0.5).file

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from featx.cli.options import whole_numbers
 from featx.cli.output import out, print_json, progress_of_fits, table, tell
+from featx.cli.reporting import leaks_of_test
 from featx.counting import counted
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ def _print(curve: LearningCurve) -> None:
             "" if estimate.low is None else f"{estimate.low:.3f} to {estimate.high:.3f}",
         )
     console.print(shown)
-    console.print(f"leaks: {curve.exact_leaks:,} exact (left out); near ones were not looked for")
+    console.print(f"leaks: {leaks_of_test(curve.leaks)}")
     for point in curve.points:
         if point.n_short:
             tell(f"classes of fewer than {point.shots:,} training images: {point.n_short:,}")

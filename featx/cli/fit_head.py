@@ -268,11 +268,12 @@ def fit_head(
         raise InputError("--C gives the one value, so that there is none to choose: leave --cs and "
                          "--cv away, or --C")  # fmt: skip
     if shots is not None:
+        threshold = given(duplicate_threshold=more.pop("duplicate_threshold", None))
         if out_file is not None or force or like or final or more or head == "all":
             raise InputError("--shots writes no head: leave --out, --force, --like, --final, "
-                             "--calibrate, --group-duplicates and --duplicate-threshold away, "
-                             "and name one kind of head")  # fmt: skip
-        keywords = {**where, **common, **params, **given(head=head, repeats=repeats)}
+                             "--calibrate and --group-duplicates away, and name one kind of "
+                             "head")  # fmt: skip
+        keywords = {**where, **common, **threshold, **params, **given(head=head, repeats=repeats)}
         few_shot(cache, shots=shots, curves=curves, json_output=json_output, **keywords)
         return
     if repeats is not None:

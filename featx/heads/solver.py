@@ -438,7 +438,7 @@ class Problem:
         squares = torch.stack([(s + w / strength).square().sum() for s, w in classes]).sum()
         if self.intercept:
             squares += residual.sum(dim=-1).square().sum()
-        value = loss[0] + W.square().sum() / (2 * strength)
+        value = loss[0] + sum(w.square().sum() for w in W) / (2 * strength)
         return Anchor(float(squares.sqrt()), logits, residual, sums), W, b, value
 
 
