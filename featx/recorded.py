@@ -170,9 +170,9 @@ def settle_on_features(estimator: Head, spec: Mapping[str, Any], plan: Mapping[s
 
     Parameters
     ----------
-    estimator : heads of other kinds have none. The `weights` of a tail, if not the default, say
-        where they are now, or of pixels with which training starts; its `backbone` is needed
-        where the user's own code made the network.
+    estimator : heads of other kinds have none. The `weights` of a tail, if not None, say where
+        they are now, or of pixels with which training starts; its `backbone` is needed where the
+        user's own code made the network.
     spec, plan : of the cache that it is to be fitted on.
 
     Raises
@@ -193,8 +193,7 @@ def settle_on_features(estimator: Head, spec: Mapping[str, Any], plan: Mapping[s
             "extract them with --pool none, at the cut from which it is to be trained"
         )
     asked = estimator.get_params()
-    weights = None if asked["weights"] == "default" else asked["weights"]
-    backbone = None
+    weights, backbone = asked["weights"], None
     if is_own(spec["backbone"]):
         is_asked = is_own(asked["backbone"])
         backbone = asked["backbone"] if is_asked else name_if_given(spec["backbone"])

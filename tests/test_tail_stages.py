@@ -20,7 +20,7 @@ from featx.backbones import load_backbone
 from featx.cache import CacheWriter, Rows
 from featx.cli import app
 from featx.cli.training import telling_epochs
-from featx.errors import HeadError, InputError, StoppedError
+from featx.errors import HeadError, InputError, StoppedError, WeightsError
 from featx.evaluation import evaluate
 from featx.finalising import fit_final
 from featx.fitting import fit_head, fit_like
@@ -146,6 +146,15 @@ def test_training_on_pixels_may_start_from_other_weights_than_those_recorded(tmp
     assert seconds["weights"] == "random"
     for fitted in (first, second):
         assert featx.evaluate(pixels, fitted.path).report.n == 4
+
+
+def test_default_weights_are_asked_for_not_those_that_happened_to_be_recorded(tmp_path, cache):
+    folder = cache.parents[1] / "images"
+    pixels = featx.extract(
+        folder, cache_dir=tmp_path, backbone="lenet5", weights="random", cut="input"
+    ).path
+    with pytest.raises(WeightsError, match="there are no published weights of lenet5"):
+        fit_head(pixels, **QUICK, weights="default")
 
 
 def test_cross_validation_fits_tails_anew(cache):

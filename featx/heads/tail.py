@@ -57,7 +57,8 @@ class TailHead(TailSettings):
         The network, as `featx.extract` takes it; a Module is copied, and makes a head that cannot
         be saved.
     weights, weights_seed
-        Its weights, and the seed of ``"random"`` ones. Must be those that made the features.
+        Its weights, and the seed of ``"random"`` ones. Must be those that made the features, which
+        `fit-head` takes where it is told none; elsewhere None is ``"default"``.
     weights_sha256 : str, optional
         What these must have; checked where given.
     cut : str
@@ -248,14 +249,15 @@ class TailHead(TailSettings):
         else:
             from featx.backbones import load_backbone
 
-            backbone = load_backbone(self.backbone, weights=self.weights, seed=self.weights_seed)
+            weights = self.weights or "default"
+            backbone = load_backbone(self.backbone, weights=weights, seed=self.weights_seed)
             network, transform = backbone.network, given or backbone.transform
             if self.weights_sha256 is not None:
                 check_made_with(
                     self.weights_sha256,
                     backbone.weights_sha256,
                     backbone=self.backbone,
-                    weights=self.weights,
+                    weights=weights,
                 )
         self.crop_ = 0 if transform is None else transform.crop
         self.pixels_, self.whole_ = X.dtype == np.uint8, extent is not None

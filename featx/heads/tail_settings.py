@@ -32,7 +32,7 @@ class TailSettings(EpochsHead):
         self,
         backbone: str | nn.Module = "densenet121",
         *,
-        weights: str = "default",
+        weights: str | None = None,
         weights_seed: int = 0,
         weights_sha256: str | None = None,
         cut: str = "penultimate",
@@ -117,8 +117,9 @@ class TailSettings(EpochsHead):
 
     def _check_params(self) -> None:
         self._check_training_params()
-        for name in ("weights", "cut", "predict_device"):
+        for name in ("cut", "predict_device"):
             require(name, getattr(self, name), lambda v: isinstance(v, str), "text")
+        require("weights", self.weights, lambda v: v is None or isinstance(v, str), "text")
         require(
             "backbone",
             self.backbone,
