@@ -308,13 +308,13 @@ class Problem:
         batch.logits.addcmul_(batch.logits_z, t[:, None, None])
         batch.loss, batch.lower = loss, gain
         batch.residual, batch.spare = residual, batch.residual
+        del batch.pairs[: 1 - _MEMORY]  # before there are more: each is as large as the logits
         gradient = self._gradient(residual, batch.x, batch.penalty, anchor)
         s = t[:, None, None].to(z.dtype) * z
-        y = (gradient - batch.gradient).to(z.dtype)
+        y = torch.sub(gradient, batch.gradient, out=batch.gradient).to(z.dtype)
         batch.gradient = gradient
         curved = inner(s, y)
         batch.pairs.append((s, y, torch.where(curved > 0, 1 / curved, 0)))
-        del batch.pairs[:-_MEMORY]
         if failed.any():  # start anew from the preconditioned gradient; after that, give up
             had_pairs = torch.stack([rho for _, _, rho in batch.pairs]).any(dim=0)
             batch.stuck = failed & ~had_pairs
