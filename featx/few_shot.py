@@ -173,10 +173,10 @@ def learning_curve(
     counts = np.bincount(labels, minlength=len(features.classes))
     jobs = [(shot, repeat) for shot in wanted for repeat in range(repeats)]
     jobs.append((int(counts.max()), -1))  # all of them, once
+    tested = _unleaked(features, split)
     leaks, _ = find_leaks(
         features, split.held_out, features, split.train, threshold=duplicate_threshold
     )
-    tested = _unleaked(features, split)
     X_test, y_test = RowView(features.X, tested), features.y[tested]
     extent = None if features.extent is None else features.extent[tested]
     rights: dict[int, list[npt.NDArray[np.bool_]]] = {}

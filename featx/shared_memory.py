@@ -30,12 +30,20 @@ class SharedMemory:
         Its size is sealed: if the other process could make it smaller, the next look at what is no
         longer there would end this one.
         """
-        if sys.platform != "linux":
+        # A Python that was built for an older Linux lacks them.
+        if sys.platform != "linux" or not (
+            hasattr(os, "memfd_create") and hasattr(fcntl, "F_ADD_SEALS")
+        ):
             return None
         try:
-            descriptor = os.memfd_create("featx", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+            made = os.memfd_create("featx", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         except OSError:  # sandboxes may not allow it
             return None
+        try:
+            # Not 0 to 2, which may be free here, and are pipes in the other process.
+            descriptor = fcntl.fcntl(made, fcntl.F_DUPFD_CLOEXEC, 3)
+        finally:
+            os.close(made)
         try:
             os.posix_fallocate(descriptor, 0, size_bytes)
             seals = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL

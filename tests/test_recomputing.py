@@ -74,7 +74,7 @@ def test_the_block_in_the_readme_gives_every_figure(tmp_path, monkeypatch, calib
         assert report.log_loss != evaluation.uncalibrated.log_loss
 
 
-def test_the_block_holds_with_copies_of_known_files_and_a_class_without_a_test_image(
+def test_all_but_ranking_holds_with_copies_of_known_files_and_a_class_without_a_test_image(
     tmp_path, monkeypatch
 ) -> None:
     def copy(features: np.ndarray, sha256: np.ndarray) -> None:

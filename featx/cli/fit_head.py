@@ -144,7 +144,7 @@ def fit_head(
         str | None,
         typer.Option(
             help="knn: exponential (nearer rows weigh more; the default) or uniform. tail: the "
-            "network's weights, if they are no longer where they lay."
+            "network's weights, if they are no longer where they lay; on pixels any to start from."
         ),
     ] = None,
     temperature: Annotated[

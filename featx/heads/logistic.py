@@ -98,8 +98,9 @@ class LogisticHead(Head):
     tol : float
         Euclidean norm of the gradient, of the objective divided by ``C * sum_i w_i`` (the mean
         loss plus the penalty), at which the fit has converged; at weak penalties a smaller one,
-        which bounds the objective to ``100 * tol`` above its minimum, relatively. Fits that only
-        choose C use 1e-5 where `tol` is below.
+        by which the objective is within ``100 * tol`` of its minimum, relatively, as far as the
+        penalty's own curvature tells (the intercept has none). Fits that only choose C use 1e-5
+        where `tol` is below.
     class_weight : None, "balanced" or dict {label: weight}
         As in scikit-learn.
     fit_intercept, standardise : bool

@@ -445,7 +445,8 @@ class Problem:
 def _norm_within(gap: float, value: Tensor, penalty: Tensor) -> Tensor:
     """The gradient's norm from which on an objective is within `gap` of its minimum, relatively.
 
-    The penalty makes it strongly convex in the weights: value - minimum <= norm^2 / (2 penalty).
+    The penalty makes it strongly convex in the weights: value - minimum <= norm^2 / (2 penalty),
+    as far as the gradient is theirs and not the intercept's, which has no penalty.
     """
     return (2 * gap * penalty * value).sqrt()
 
