@@ -100,11 +100,9 @@ class _Batch:
         self.pairs = [(s[:, which], y[:, which], rho[which]) for s, y, rho in self.pairs]
 
     def enough(self, tol: float, gap: float) -> Tensor:
-        """The gradient's norm (B,) to be reached: `tol`, or less, see `_norm_within`."""
+        """The gradient's norm (B,) to be reached: see `_enough`."""
         squares = inner(self.x[..., :-1], self.x[..., :-1])
-        return _norm_within(gap, self.loss + self.penalty / 2 * squares, self.penalty).clamp(
-            max=tol
-        )
+        return _enough(tol, gap, self.loss + self.penalty / 2 * squares, self.penalty)
 
     def solution(self, i: int, n_iter: int, norm: float, *, converged: bool) -> Solution:
         """Problem i as it stands."""
@@ -168,7 +166,7 @@ class Problem:
 
     def _enough(self, C: float, value: Tensor, tol: float, gap: float) -> float:
         penalty = torch.full_like(value, 1 / (C * self.total_weight))
-        return min(tol, float(_norm_within(gap, value, penalty)))
+        return float(_enough(tol, gap, value, penalty))
 
     def path(
         self,
@@ -442,13 +440,13 @@ class Problem:
         return Anchor(float(squares.sqrt()), logits, residual, sums), W, b, value
 
 
-def _norm_within(gap: float, value: Tensor, penalty: Tensor) -> Tensor:
-    """The gradient's norm from which on an objective is within `gap` of its minimum, relatively.
+def _enough(tol: float, gap: float, value: Tensor, penalty: Tensor) -> Tensor:
+    """The gradient's norm to reach: `tol`, or less to be within `gap` of the minimum, relatively.
 
     The penalty makes it strongly convex in the weights: value - minimum <= norm^2 / (2 penalty),
     as far as the gradient is theirs and not the intercept's, which has no penalty.
     """
-    return (2 * gap * penalty * value).sqrt()
+    return (2 * gap * penalty * value).sqrt().clamp(max=tol)
 
 
 def _to_residual(logits: Tensor, y: Tensor, share: Tensor) -> Tensor:
