@@ -2,7 +2,7 @@
 
 Decoding takes most of what the cores of a GPU machine have. So there they only decode, and the part
 of each picture that its crop needs is resized here, in whole numbers: weights are Pillow's
-(`featx.resampling.triangles`), multiples of 2^-22, and a sum of them is at most 255 * (2^22 + t)
+(`featx.resampling.weights_of`), multiples of 2^-22, and a sum of them is at most 255 * (2^22 + t)
 for t neighbours, which 32 bits hold. So the bits are those of the CPU on every device, whatever the
 order of additions and whatever else is in the batch.
 
@@ -21,7 +21,7 @@ from typing import Final
 import numpy as np
 import torch
 
-from featx.resampling import BITS, Axis, Window, Windows, resized_window, triangles
+from featx.resampling import BITS, Axis, Window, Windows, resized_window, weights_of
 
 Part = tuple[np.ndarray, Window | None]
 
@@ -146,7 +146,7 @@ def _tables(
 @functools.lru_cache(maxsize=512)  # 5 KB each; photographs come in some hundred sizes
 def _table(axis: Axis, crop: int) -> tuple[np.ndarray, np.ndarray]:
     """Of one picture: (crop,), counted from where its window begins, and (neighbours, crop)."""
-    low, _, weights = triangles(axis.n_in, axis.n_out, axis.first, axis.n)
+    low, _, weights = weights_of(axis.n_in, axis.n_out, axis.first, axis.n)
     wanted = slice(axis.before, axis.before + axis.n)
     first = np.zeros(crop, np.int32)
     first[wanted] = low - low[0]

@@ -19,7 +19,7 @@ import numpy as np
 from featx.decoding import UNREADABLE, DecodeOptions, decode, read_image
 from featx.errors import ImageError
 from featx.image_modes import grey_of
-from featx.resampling import MAX_WINDOW_BYTES, Window, Windows, matches_pillow
+from featx.resampling import MAX_WINDOW_BYTES, Window, Windows
 from featx.transforms import Transform
 
 _EXTENT: Final = struct.Struct("<HH")
@@ -141,7 +141,7 @@ class Loader:
             square[:h, :w] = whole
             return Picture(square, sha256, extent=(h, w))
         window = self._window(*pixels.shape[:2]) if self.windows else None
-        if window is None or not matches_pillow():
+        if window is None:
             return Picture(self.resized(pixels), sha256)
         return Picture(window.of(self._channels(pixels)), sha256, window)
 

@@ -1,46 +1,63 @@
-"""A window of Pillow's bilinear resize, bit for bit, as products of small matrices.
+"""A window of Pillow's resize, bit for bit: only what a crop keeps, and compiled for speed.
 
 Pillow (since 2.7, src/libImaging/Resample.c) resizes 8-bit pictures along the rows, rounds to 8
 bits, and does the same along the columns. Every output pixel is a weighted sum of its neighbours.
-The weights are a triangle as wide as two output pixels, computed as 64-bit floats and rounded to
-multiples of 2^-22; sums are of whole numbers, and rounded half up.
+The weights follow the filter, stretched by as much as the picture is made smaller; they are
+computed as 64-bit floats and rounded to multiples of 2^-22. Sums are of whole numbers, and rounded
+half up.
 
-Here the weights are computed by the same operations in the same order, and the sums by the matrix
-product of 64-bit floats that NumPy hands to BLAS. They are exact: a weight is a multiple of 2^-22,
-a pixel a whole number, and no part of a sum exceeds 255 * (1 + t * 2^-23) < 256 for t <= 16,000
-neighbours, so that every intermediate result is a multiple of 2^-22 below 2^8, which 30 bits hold
-of the 53 there are. Neither the order of the additions, nor fused multiply-adds, nor the number of
-threads can round anything. Adding 0.5 and cutting off what is behind the point is then Pillow's
-rounding, and the bits are Pillow's.
-
-In two places a machine could differ: a compiler that fuses operations of Pillow's weights may move
-one by 2^-22 (seldom: it has to lie within 2^-50 of a rounding boundary), and a Pillow to come may
-resize otherwise. `matches_pillow` compares the two once in a process, and who finds them different
-uses Pillow.
+Here the weights are computed by the same operations in the same order, and the sums by
+`featx._resample`, a few loops in C that are compiled when featx is installed. In two places a
+machine could differ: a compiler that fuses operations of Pillow's weights may move one by 2^-22
+(seldom: it has to lie within 2^-50 of a rounding boundary), and a Pillow to come may resize
+otherwise. `kernel` compares the two once in a process. Where they differ, or nothing could be
+compiled, Pillow itself resizes: the same pixels in more time.
 """
 
 from __future__ import annotations
 
 import functools
-import threading
+import importlib
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
 
+if TYPE_CHECKING:
+    from PIL import Image
+
+# Pillow's filters under torchvision's names, with the numbers of PIL.Image.Resampling. Pillow has
+# one nearest filter, so that torchvision's nearest-exact is the same on Pillow images.
+INTERPOLATIONS = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3, "box": 4, "hamming": 5}
 BITS: Final = 22  # of a weight: PRECISION_BITS of Resample.c
 _ONE: Final = 2.0**BITS
-# Output pixels that share a matrix. Of its columns a few more are zeros for every pixel more, and
-# every matrix less is a call less: 8 was the fastest of 4, 8, 12, 16 and 24 at 500 x 375 to 256.
-_BLOCK: Final = 8
-# Beyond, most of a matrix is zeros, and photographs of that size take far longer to decode anyway.
+_STEP: Final = 4  # the kernel takes weights in groups of so many
+# Beyond, the tables of weights that a GPU goes through are mostly zeros, and photographs of that
+# size take far longer to decode anyway.
 MAX_SHRINKING: Final = 4.0
 # What a pipe takes at once on Linux (1 MiB, fs.pipe-max-size), less room for what is said before:
 # photographs of 880 x 660 for a crop of 224. Up to there sending took a fifth of the time of
 # resizing, and the 1,000 pictures that may be under way on CUDA take 1 GB of memory at most.
 MAX_WINDOW_BYTES: Final = 2**20 - 2**13
-_MAX_PLANES: Final = 200_000  # float64 converted at a time, 1.6 MB: more is no faster
-_MAX_RESIZED: Final = 1_500_000  # float64 between the two passes; 500 x 375 pixels need 220,000
+
+
+def _triangle(x: np.ndarray) -> np.ndarray:
+    return np.where(x < 1.0, 1.0 - x, 0.0)
+
+
+def _cubic(x: np.ndarray) -> np.ndarray:
+    """Keys 1981, with a = -0.5."""
+    near = (1.5 * x - 2.5) * x * x + 1
+    far = (((x - 5) * x + 8) * x - 4) * -0.5
+    return np.where(x < 1.0, near, np.where(x < 2.0, far, 0.0))
+
+
+# By name: how far the filter reaches, in output pixels, and its value at a distance of 0 or more.
+_FILTERS: Final[Mapping[str, tuple[float, Callable[[np.ndarray], np.ndarray]]]] = {
+    "bilinear": (1.0, _triangle),
+    "bicubic": (2.0, _cubic),
+}
 
 
 @dataclass(frozen=True)
@@ -123,29 +140,12 @@ class Windows:
         return self.parts[0][0].shape[2]
 
 
-@dataclass(frozen=True)
-class _Weights:
-    """The weights of consecutive output pixels along one axis.
-
-    Attributes
-    ----------
-    start, stop : the input pixels that any of them needs.
-    blocks
-        For every `_BLOCK` output pixels: the first and the end of them, the first and the end of
-        their input pixels counted from `start`, and (inputs, outputs) float64 weights.
-    """
-
-    start: int
-    stop: int
-    blocks: tuple[tuple[int, int, int, int, np.ndarray], ...]
-
-
 def _neighbours(
-    n_in: int, n_out: int, outputs: np.ndarray
+    n_in: int, n_out: int, outputs: np.ndarray, interpolation: str
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return where output pixels lie in the input, and the first and end of what they need."""
     scale = n_in / n_out
-    support = max(scale, 1.0)
+    support = _FILTERS[interpolation][0] * max(scale, 1.0)
     centre = (outputs + 0.5) * scale
     low = np.maximum((centre - support + 0.5).astype(np.intp), 0)
     high = np.minimum((centre + support + 0.5).astype(np.intp), n_in)
@@ -154,12 +154,13 @@ def _neighbours(
 
 @functools.lru_cache(maxsize=512)
 def _reach(n_in: int, n_out: int, first: int, n: int) -> tuple[int, int]:
-    _, low, high = _neighbours(n_in, n_out, np.array([first, first + n - 1]))
+    ends = np.array([first, first + n - 1])
+    _, low, high = _neighbours(n_in, n_out, ends, "bilinear")
     return int(low[0]), int(high[1])
 
 
-def triangles(
-    n_in: int, n_out: int, first: int, n: int
+def weights_of(
+    n_in: int, n_out: int, first: int, n: int, interpolation: str = "bilinear"
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return the weights of output pixels `first` to `first + n` of `n_out`.
 
@@ -170,80 +171,41 @@ def triangles(
     low, high : (n,) the first and the end of the input pixels of each.
     weights : (n, neighbours) int32, in units of 2^-22; 0 from `high` on.
     """
-    centre, low, high = _neighbours(n_in, n_out, np.arange(first, first + n))
+    centre, low, high = _neighbours(n_in, n_out, np.arange(first, first + n), interpolation)
     x = low[:, None] + np.arange((high - low).max())  # (n, neighbours)
     far = np.abs((x - centre[:, None] + 0.5) * (1.0 / max(n_in / n_out, 1.0)))
-    weights = np.where((far < 1.0) & (x < high[:, None]), 1.0 - far, 0.0)
+    weights = np.where(x < high[:, None], _FILTERS[interpolation][1](far), 0.0)
     weights /= np.cumsum(weights, axis=1)[:, -1:]  # unlike sum, cumsum adds from left to right
-    return low, high, np.floor(0.5 + weights * _ONE).astype(np.int32)
+    return low, high, np.trunc(weights * _ONE + np.copysign(0.5, weights)).astype(np.int32)
 
 
-@functools.lru_cache(maxsize=256)  # 50 KB each; photographs come in some hundred sizes
-def _weights(n_in: int, n_out: int, first: int, n: int) -> _Weights:
-    """Return the weights of output pixels `first` to `first + n` of `n_out`, as matrices."""
-    low, high, whole = triangles(n_in, n_out, first, n)
-    weights = whole / _ONE
-    x = low[:, None] + np.arange(weights.shape[1])  # (n, neighbours)
-    block, row = np.divmod(np.arange(n), _BLOCK)
-    begin, end = low[::_BLOCK], high[np.append(np.arange(_BLOCK - 1, n - 1, _BLOCK), n - 1)]
-    matrices = np.zeros((len(begin), (end - begin).max() + x.shape[1], _BLOCK))
-    matrices[block[:, None], x - begin[block][:, None], row[:, None]] = weights
-    start = int(low[0])
-    blocks = tuple(
-        (
-            i * _BLOCK,
-            min((i + 1) * _BLOCK, n),
-            int(begin[i]) - start,
-            int(end[i]) - start,
-            matrices[i, : end[i] - begin[i], : n - i * _BLOCK],
-        )
-        for i in range(len(begin))
-    )
-    return _Weights(start, int(high[-1]), blocks)
-
-
-class _Memory(threading.local):
-    """Memory that every thread uses again, so that the system need not clear it for each picture.
-
-    About 4 MB a thread for pictures of 500 x 375 and a crop of 224, seldom more than 15 MB:
-    `is_worthwhile` sees to that.
-    """
-
-    def __init__(self) -> None:
-        self._arrays: dict[str, np.ndarray] = {}
-
-    def array(self, name: str, *shape: int) -> np.ndarray:
-        """Return a float64 array of any content, valid until the next call of that name."""
-        size = int(np.prod(shape))
-        found = self._arrays.get(name)
-        if found is None or found.size < size:
-            found = self._arrays[name] = np.empty(size)
-        return found[:size].reshape(shape)
-
-
-_memory = _Memory()
-
-
-def is_worthwhile(h: int, w: int, new_h: int, new_w: int, crop: int) -> bool:
-    """Return whether `resized_window` is faster than Pillow here, and needs little memory."""
-    if h == new_h or w == new_w:  # Pillow leaves out the pass that changes nothing
-        return False
-    shrinking = max(h / new_h, w / new_w)
-    n_rows = max(min(crop, new_h), min(h, (min(crop, new_h) + 2) * shrinking))
-    return shrinking <= MAX_SHRINKING and 3 * n_rows * min(crop, new_w) <= _MAX_RESIZED
+@functools.lru_cache(maxsize=512)  # 5 KB each; photographs come in some hundred sizes
+def _table(
+    n_in: int, n_out: int, first: int, n: int, interpolation: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return `low` and `weights` as the kernel takes them."""
+    low, _, weights = weights_of(n_in, n_out, first, n, interpolation)
+    table = np.zeros((n, -(-weights.shape[1] // _STEP) * _STEP), np.int32)
+    table[:, : weights.shape[1]] = weights
+    return low.astype(np.int32), table
 
 
 def resized_window(
-    pixels: np.ndarray, size: tuple[int, int], corner: tuple[int, int], shape: tuple[int, int]
+    pixels: np.ndarray,
+    size: tuple[int, int],
+    corner: tuple[int, int],
+    shape: tuple[int, int],
+    interpolation: str = "bilinear",
 ) -> np.ndarray:
-    """Return a part of a picture resized by Pillow's bilinear filter, rows first.
+    """Return a part of a picture resized by Pillow, rows first.
 
     Parameters
     ----------
-    pixels : (h, w, c) uint8.
+    pixels : (h, w, c) uint8, c 3 or 1.
     size : height and width after resizing.
     corner : the first row and column to return.
     shape : how many rows and columns to return.
+    interpolation : one of `INTERPOLATIONS`.
 
     Returns
     -------
@@ -256,43 +218,72 @@ def resized_window(
     >>> resized_window(pixels, (2, 2), (0, 1), (2, 1)).tolist()
     [[[16, 17, 18]], [[34, 35, 36]]]
     """
-    down = _weights(pixels.shape[0], size[0], corner[0], shape[0])
-    across = _weights(pixels.shape[1], size[1], corner[1], shape[1])
-    needed = pixels[down.start : down.stop, across.start : across.stop]
-    n_rows, n_columns, c = needed.shape
-    resized = _memory.array("resized", c, n_rows, shape[1])
-    step = max(1, _MAX_PLANES // (c * n_columns))
-    for r in range(0, n_rows, step):
-        part = needed[r : r + step]
-        n = len(part)
-        planes = _memory.array("planes", c, n, n_columns)
-        planes[...] = part.transpose(2, 0, 1)
-        # One product over all planes where they lie one behind the other.
-        sums = resized if n == n_rows else _memory.array("sums", c, n, shape[1])
-        flat_planes, flat_sums = planes.reshape(c * n, -1), sums.reshape(c * n, -1)
-        for first, end, low, high, matrix in across.blocks:
-            np.matmul(flat_planes[:, low:high], matrix, out=flat_sums[:, first:end])
-        sums += 0.5
-        np.floor(sums, out=resized[:, r : r + n])
-    sums = _memory.array("planes", c, *shape)  # the planes are done with
-    for first, end, low, high, matrix in down.blocks:
-        np.matmul(matrix.T, resized[:, low:high], out=sums[:, first:end])
-    sums += 0.5
-    window = np.empty((*shape, c), np.uint8)
-    for i in range(c):
-        window[..., i] = sums[i]  # cuts off what is behind the point
-    return window
+    compiled = kernel(interpolation)
+    part = _Part(size, corner, shape, interpolation)
+    return _by_pillow(pixels, part) if compiled is None else _by_kernel(compiled, pixels, part)
+
+
+class _Part(NamedTuple):
+    """What of the resized picture is wanted, as `resized_window` says."""
+
+    size: tuple[int, int]
+    corner: tuple[int, int]
+    shape: tuple[int, int]
+    interpolation: str
+
+
+def _by_kernel(compiled: Any, pixels: np.ndarray, part: _Part) -> np.ndarray:
+    down, across = (
+        _table(*axis, part.interpolation)
+        for axis in zip(pixels.shape, part.size, part.corner, part.shape, strict=False)
+    )
+    resized = np.empty((*part.shape, pixels.shape[2]), np.uint8)
+    compiled.resample(np.ascontiguousarray(pixels), resized, *across, *down)
+    return resized
+
+
+def _by_pillow(pixels: np.ndarray, part: _Part) -> np.ndarray:
+    """In two passes, the second only on the columns that are wanted."""
+    from PIL import Image
+
+    resample = Image.Resampling(INTERPOLATIONS[part.interpolation])
+    (h, w), (top, left), (n_rows, n_columns) = part.size, part.corner, part.shape
+    image = image_of(pixels)
+    image = image.resize((w, image.height), resample)
+    image = image.crop((left, 0, left + n_columns, image.height))
+    image = image.resize((n_columns, h), resample)
+    return pixels_of(image.crop((0, top, n_columns, top + n_rows))).copy()
+
+
+def image_of(pixels: np.ndarray) -> Image.Image:
+    """Return (h, w, 3) as a Pillow image of mode RGB, (h, w, 1) of mode L."""
+    from PIL import Image
+
+    return Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
+
+
+def pixels_of(image: Image.Image) -> np.ndarray:
+    """Return (h, w, c) uint8: the pixels of such an image."""
+    return np.asarray(image).reshape(image.height, image.width, -1)
 
 
 @functools.cache
-def matches_pillow() -> bool:
-    """Return whether this Pillow gives the bits of `resized_window` here; found out once."""
-    from PIL import Image
+def kernel(interpolation: str) -> Any:
+    """Return the module `featx._resample`, None where Pillow is to resize instead.
 
+    That is where the filter is another one, where featx was installed without a C compiler, and
+    where this Pillow gives other bits, which is found out once.
+    """
+    if interpolation not in _FILTERS:
+        return None
+    try:
+        compiled = importlib.import_module("featx._resample")
+    except ImportError:
+        return None
     rng = np.random.default_rng(0)
-    for size, new in [((97, 131), (64, 86)), ((40, 61), (64, 97)), ((90, 90), (31, 31))]:
-        pixels = rng.integers(0, 256, (*size, 3), dtype=np.uint8)
-        resized = Image.fromarray(pixels).resize(new[::-1], Image.Resampling.BILINEAR)
-        if not np.array_equal(resized_window(pixels, new, (0, 0), new), np.asarray(resized)):
-            return False
-    return True
+    for h, w, new_h, new_w in [(97, 131, 64, 86), (40, 61, 64, 97), (90, 90, 31, 31)]:
+        pixels = rng.integers(0, 256, (h, w, 3), dtype=np.uint8)
+        part = _Part((new_h, new_w), (1, 2), (new_h - 3, new_w - 4), interpolation)
+        if not np.array_equal(_by_kernel(compiled, pixels, part), _by_pillow(pixels, part)):
+            return None
+    return compiled

@@ -26,6 +26,7 @@ import featx
 from featx.cache import cache_lock, open_cache
 from featx.cli import app, main
 from featx.heads import LR_GRID, load_head
+from featx.resampling import kernel
 
 pytestmark = pytest.mark.usefixtures("kept_decoders")
 
@@ -625,13 +626,19 @@ def test_bench_ends_in_the_codes_of_extract(
     assert [path.name for path in tmp_path.iterdir()] == ["birds"]
 
 
-def test_doctor_tells_what_this_machine_can_do() -> None:
+def test_doctor_tells_what_this_machine_can_do(monkeypatch: pytest.MonkeyPatch) -> None:
     told = json.loads(featx_("doctor", "--json").stdout)
     assert told["versions"]["featx"] == featx.__version__
     assert told["device"]
     assert told["engine"] in ("openvino", "torch-eager")
     assert told["prepared networks"].endswith("engines")
+    assert (told["fast resizing"] == "compiled") == (kernel("bilinear") is not None)
     assert "torch" in featx_("doctor").stdout
+    monkeypatch.setattr("featx.resampling.kernel", lambda interpolation: None)
+    assert (
+        "with a C compiler, pip install"
+        in json.loads(featx_("doctor", "--json").stdout)["fast resizing"]
+    )
 
 
 def test_show_draws_a_grid(colour_folder: Folder, tmp_path: Path) -> None:

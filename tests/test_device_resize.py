@@ -29,7 +29,7 @@ from featx.engines.eager import EagerEngine
 from featx.extraction import run_extractions
 from featx.extractor import FeatureExtractor
 from featx.loading import Loader, Picture, batch_of
-from featx.resampling import MAX_WINDOW_BYTES, Windows
+from featx.resampling import MAX_WINDOW_BYTES, Windows, kernel
 from featx.specs import ExtractOptions
 from featx.transforms import Transform
 
@@ -432,6 +432,23 @@ def test_a_device_that_resizes_otherwise_is_not_asked_to(
     }[fault]
     with pytest.warns(RuntimeWarning, match=f"not resized on cpu, because {said}; the decoding"):
         assert not pipeline.build_pipeline(options).loader.windows
+
+
+def test_where_pillow_resizes_otherwise_no_device_is_asked_to(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    real = Image.Image.resize
+    monkeypatch.setattr(eager, "_RESIZING", {"cpu"})
+    for compiled in (True, False):  # a kernel that differs from Pillow is not used either
+        monkeypatch.setattr(
+            Image.Image, "resize", lambda im, size, _: real(im, size, Image.Resampling.HAMMING)
+        )
+        kernel.cache_clear()
+        if not compiled:
+            monkeypatch.setattr("featx.resampling.kernel", lambda interpolation: None)
+        with pytest.warns(RuntimeWarning, match="its pixels are not those of the CPU"):
+            assert not pipeline.build_pipeline(ExtractOptions(**OPTIONS)).loader.windows
+    kernel.cache_clear()
 
 
 def test_the_cpu_is_left_to_the_decoding_processes() -> None:

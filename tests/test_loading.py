@@ -64,14 +64,6 @@ def test_one_picture_that_is_left_to_be_resized_makes_it_a_batch_of_windows() ->
     assert isinstance(batch_of([picture(16, 20)], 5), np.ndarray)
 
 
-def test_where_pillow_resizes_otherwise_nothing_is_left_to_others(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    assert picture(30, 40).window is not None
-    monkeypatch.setattr("featx.loading.matches_pillow", lambda: False)
-    assert picture(30, 40).window is None
-
-
 @pytest.mark.parametrize("mode", ["L", "RGB", "P"])
 @pytest.mark.parametrize("windows", [False, True])
 def test_one_channel_is_the_grey_that_pillow_makes_of_the_file(mode: str, windows: bool) -> None:

@@ -1,8 +1,13 @@
-"""Products of matrices give the bits of Pillow's bilinear resize, for any picture."""
+"""Resizing has the bits of Pillow's for any picture, by the compiled kernel and without it."""
 
 from __future__ import annotations
 
+import importlib
+import shutil
+import sysconfig
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +16,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from featx import resampling
-from featx.resampling import is_worthwhile, matches_pillow, resized_window
+from featx.resampling import kernel, resized_window, weights_of
+
+COMPILER = shutil.which((sysconfig.get_config_var("CC") or "cl").split()[0])
+WITH_KERNEL = ("bilinear", "bicubic")
 
 # (h, w) before and after: smaller, larger, one axis each way, odd, halves, thirds, one pixel, and
 # the sizes of photographs
@@ -30,6 +38,8 @@ SIZES = [
     ((3, 1), (2, 9)),
     ((130, 170), (1, 1)),
     ((97, 131), (83, 113)),
+    ((900, 700), (60, 47)),  # fifteen times smaller
+    ((5, 200), (5, 90)),  # one axis stays as it is
 ]
 
 
@@ -52,65 +62,100 @@ def hard_pictures(h: int, w: int) -> dict[str, np.ndarray]:
     return {name: v.astype(np.uint8) for name, v in pictures.items()}
 
 
-def by_pillow(pixels: np.ndarray, h: int, w: int) -> np.ndarray:
+def by_pillow(pixels: np.ndarray, h: int, w: int, interpolation: str = "bilinear") -> np.ndarray:
     """Return Pillow's resize, along the rows first whatever the shape."""
-    image = Image.fromarray(pixels).resize((w, pixels.shape[0]), Image.Resampling.BILINEAR)
-    return np.asarray(image.resize((w, h), Image.Resampling.BILINEAR))
+    filter_ = Image.Resampling[interpolation.upper()]
+    image = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
+    image = image.resize((w, pixels.shape[0]), filter_).resize((w, h), filter_)
+    return np.asarray(image).reshape(h, w, -1)
 
 
+@pytest.fixture
+def fresh() -> Iterator[None]:
+    """What was found out about the kernel is forgotten, before and after."""
+    kernel.cache_clear()
+    yield
+    kernel.cache_clear()
+
+
+@pytest.fixture(params=["compiled", "by Pillow"])
+def way(request: pytest.FixtureRequest, fresh: None, monkeypatch: pytest.MonkeyPatch) -> str:
+    """With the kernel, where it is there, and as if featx had been installed without it."""
+    if request.param == "by Pillow":
+        real = importlib.import_module
+        monkeypatch.setattr(resampling.importlib, "import_module", lambda name: real(f"{name}_"))
+    elif not COMPILER:
+        pytest.skip("there was no C compiler when featx was installed")
+    for interpolation in WITH_KERNEL:
+        assert (kernel(interpolation) is None) == (request.param == "by Pillow")
+    return request.param
+
+
+@pytest.mark.parametrize("interpolation", WITH_KERNEL)
 @pytest.mark.parametrize(("size", "new"), SIZES)
 def test_a_resized_picture_has_the_bits_of_pillow(
-    size: tuple[int, int], new: tuple[int, int]
+    size: tuple[int, int], new: tuple[int, int], interpolation: str, way: str
 ) -> None:
     for name, pixels in hard_pictures(*size).items():
-        got = resized_window(pixels, new, (0, 0), new)
-        assert np.array_equal(got, by_pillow(pixels, *new)), name
+        expected = by_pillow(pixels, *new, interpolation)
+        got = resized_window(pixels, new, (0, 0), new, interpolation)
+        assert np.array_equal(got, expected), name
         assert got.flags.c_contiguous
         assert got.flags.owndata
+        assert got.flags.writeable
+        grey = resized_window(pixels[..., 1:2], new, (0, 0), new, interpolation)
+        assert np.array_equal(grey, expected[..., 1:2]), name
 
 
+@pytest.mark.parametrize("interpolation", WITH_KERNEL)
 @given(st.tuples(*[st.integers(1, 150)] * 4), st.data())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=120, deadline=None)
 def test_any_window_of_any_size_is_that_part_of_pillows(
-    sizes: tuple[int, int, int, int], draws: st.DataObject
+    interpolation: str, sizes: tuple[int, int, int, int], draws: st.DataObject
 ) -> None:
     h, w, new_h, new_w = sizes
     top, left = draws.draw(st.integers(0, new_h - 1)), draws.draw(st.integers(0, new_w - 1))
     n_rows = draws.draw(st.integers(1, new_h - top))
     n_columns = draws.draw(st.integers(1, new_w - left))
+    channels = draws.draw(st.sampled_from([1, 3]))
     rng = np.random.default_rng(draws.draw(st.integers(0, 2**32)))
-    pixels = rng.integers(0, 256, (h, w, 3), dtype=np.uint8)
-    expected = by_pillow(pixels, new_h, new_w)[top : top + n_rows, left : left + n_columns]
-    got = resized_window(pixels, (new_h, new_w), (top, left), (n_rows, n_columns))
-    assert np.array_equal(got, expected)
+    pixels = rng.integers(0, 256, (h, w, channels), dtype=np.uint8)
+    expected = by_pillow(pixels, new_h, new_w, interpolation)
+    expected = expected[top : top + n_rows, left : left + n_columns]
+    window = (new_h, new_w), (top, left), (n_rows, n_columns), interpolation
+    assert np.array_equal(resized_window(pixels, *window), expected)
+    assert np.array_equal(resampling._by_pillow(pixels, resampling._Part(*window)), expected)
 
 
-@pytest.mark.parametrize("n", [1, 7, 50, 10**6])
-def test_rows_taken_some_at_a_time_give_the_same(n: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("interpolation", ["nearest", "box", "hamming", "lanczos"])
+def test_other_filters_are_left_to_pillow(interpolation: str) -> None:
     pixels = hard_pictures(75, 100)["noise"]
-    monkeypatch.setattr(resampling, "_MAX_PLANES", 3 * 100 * n)
-    got = resized_window(pixels, (51, 68), (0, 0), (51, 68))
-    assert np.array_equal(got, by_pillow(pixels, 51, 68))
+    assert kernel(interpolation) is None
+    got = resized_window(pixels, (51, 68), (3, 4), (40, 50), interpolation)
+    assert np.array_equal(got, by_pillow(pixels, 51, 68, interpolation)[3:43, 4:54])
 
 
-def test_no_sum_needs_more_bits_than_a_float_has() -> None:
-    for n_in, n_out in [(500, 341), (375, 256), (1000, 250), (10, 97), (7, 1)]:
-        weights = resampling._weights(n_in, n_out, 0, n_out)
-        for first, end, low, high, matrix in weights.blocks:
-            assert matrix.shape == (high - low, end - first)
-            units = matrix * 2**22
-            assert np.array_equal(units, np.rint(units))
-            assert matrix.min() >= 0
-            assert 255 * matrix.sum(axis=0).max() + 0.5 < 256
+@pytest.mark.skipif(not COMPILER, reason="there is no C compiler")
+def test_featx_is_installed_with_its_kernel_where_there_is_a_compiler() -> None:
+    """Without it everything works too, so that nothing else would tell."""
+    assert importlib.import_module("featx._resample").resample
 
 
-def test_what_is_cut_off_was_rounded_half_up() -> None:
+def test_no_sum_needs_more_than_32_bits() -> None:
+    for interpolation in WITH_KERNEL:
+        for n_in, n_out in [(500, 341), (375, 256), (1000, 25), (10, 97), (7, 1), (3, 2)]:
+            _, _, weights = weights_of(n_in, n_out, 0, n_out, interpolation)
+            most = 255 * np.abs(weights).astype(np.int64).sum(axis=1).max() + 2**21
+            assert 255 * 2**22 <= most < 2**31
+
+
+def test_sums_are_rounded_half_up(way: str) -> None:
     pixels = np.zeros((2, 2, 3), np.uint8)
     pixels[:, 1] = [1, 2, 3]
     assert resized_window(pixels, (1, 1), (0, 0), (1, 1)).tolist() == [[[1, 1, 2]]]
 
 
-def test_threads_do_not_share_memory() -> None:
+def test_threads_do_not_disturb_each_other(way: str) -> None:
     pictures = [hard_pictures(90 + i, 120)["noise"] for i in range(4)]
     expected = [by_pillow(pixels, 64, 85) for pixels in pictures]
 
@@ -122,41 +167,115 @@ def test_threads_do_not_share_memory() -> None:
         assert all(pool.map(right, range(400)))
 
 
-def test_one_result_is_not_overwritten_by_the_next() -> None:
-    one, other = hard_pictures(30, 40)["noise"], hard_pictures(30, 40)["white"]
-    first = resized_window(one, (20, 27), (0, 0), (20, 27))
-    resized_window(other, (20, 27), (0, 0), (20, 27))
-    assert np.array_equal(first, by_pillow(one, 20, 27))
+def test_a_part_of_an_array_is_read_in_its_own_order(way: str) -> None:
+    pixels = hard_pictures(80, 120)["noise"]
+    for part in (pixels[5:60:2, ::-1], pixels.transpose(1, 0, 2), pixels[..., ::-1]):
+        got = resized_window(part, (20, 30), (0, 0), (20, 30))
+        assert np.array_equal(got, by_pillow(np.ascontiguousarray(part), 20, 30))
 
 
-def test_a_pillow_that_resizes_otherwise_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    matches_pillow.cache_clear()
-    assert matches_pillow()
+def test_a_pillow_that_resizes_otherwise_is_noticed(
+    fresh: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     real = Image.Image.resize
+    pixels = hard_pictures(75, 100)["noise"]
     for change in (Image.Resampling.HAMMING, Image.Resampling.BOX):
         monkeypatch.setattr(Image.Image, "resize", lambda im, size, _, c=change: real(im, size, c))
-        matches_pillow.cache_clear()
-        assert not matches_pillow()
-    monkeypatch.undo()
-    matches_pillow.cache_clear()
+        kernel.cache_clear()
+        assert kernel("bilinear") is None
+        assert kernel("bicubic") is None
+        got = resized_window(pixels, (51, 68), (0, 0), (51, 68))
+        monkeypatch.undo()
+        assert np.array_equal(got, by_pillow(pixels, 51, 68, change.name.lower()))
 
 
+# --- what the kernel takes ------------------------------------------------------------------------
+
+
+def arguments(**changes: Any) -> list[Any]:
+    """What `featx._resample.resample` takes for a picture of 6 x 5 that becomes one of 3 x 2."""
+    low_across, weights_across = resampling._table(5, 2, 0, 2, "bilinear")
+    low_down, weights_down = resampling._table(6, 3, 0, 3, "bilinear")
+    known = {
+        "pixels": np.full((6, 5, 3), 200, np.uint8),
+        "out": np.zeros((3, 2, 3), np.uint8),
+        "low_across": low_across.copy(),
+        "weights_across": weights_across.copy(),
+        "low_down": low_down.copy(),
+        "weights_down": weights_down.copy(),
+    }
+    assert set(changes) <= set(known)
+    return list((known | changes).values())
+
+
+needs_kernel = pytest.mark.skipif(not COMPILER, reason="there is no C compiler")
+
+
+@needs_kernel
+def test_the_kernel_writes_into_the_array_it_is_given() -> None:
+    given_ = arguments()
+    importlib.import_module("featx._resample").resample(*given_)
+    assert (given_[1] == 200).all()
+
+
+@needs_kernel
 @pytest.mark.parametrize(
-    ("h", "w", "new_h", "new_w", "expected"),
+    ("changes", "message"),
     [
-        (375, 500, 256, 341, True),
-        (200, 300, 256, 384, True),
-        (256, 300, 256, 300, False),
-        (256, 300, 300, 300, False),
-        (1024, 1024, 256, 256, True),
-        (1030, 1030, 256, 256, False),
-        (300, 400, 9000, 12000, True),
-        (3900, 3900, 1000, 1000, False),
-        (20, 20, 1000, 1000, False),
+        (
+            {"pixels": np.zeros((6, 5, 4), np.uint8), "out": np.zeros((3, 2, 4), np.uint8)},
+            "pictures must be",
+        ),
+        ({"pixels": np.zeros((6, 5, 3, 1), np.uint8)}, "pictures must be"),
+        ({"out": np.zeros((3, 2, 3, 1), np.uint8)}, "pictures must be"),
+        ({"pixels": np.zeros((6, 5, 3), np.uint16)}, "pictures must be"),
+        ({"out": np.zeros((3, 2, 1), np.uint8)}, "pictures must be"),
+        ({"out": np.zeros((3, 2, 3), np.float32)}, "pictures must be"),
+        ({"out": np.zeros((4, 2, 3), np.uint8)}, "do not belong"),
+        ({"out": np.zeros((3, 1, 3), np.uint8)}, "do not belong"),
+        ({"pixels": np.zeros((0, 5, 3), np.uint8)}, "do not belong"),
+        ({"low_across": np.array([0, 5], np.int32)}, "do not belong"),
+        ({"low_across": np.array([-1, 2], np.int32)}, "do not belong"),
+        ({"low_across": np.array([0, 2], np.int32)[:1]}, "do not belong"),
+        ({"low_across": np.array(0, np.int32)}, "do not belong"),
+        ({"low_across": np.zeros((2, 1), np.int32)}, "do not belong"),
+        ({"low_across": np.array([0, 2])}, "do not belong"),
+        ({"low_down": np.array([0, 2, 6], np.int32)}, "do not belong"),
+        ({"weights_across": np.zeros((2, 3), np.int32)}, "do not belong"),
+        ({"weights_down": np.zeros((3, 4))}, "do not belong"),
+        ({"weights_down": np.zeros(12, np.int32)}, "do not belong"),
+        ({"weights_down": np.zeros((3, 4, 1), np.int32)}, "do not belong"),
+        (
+            {
+                "out": np.zeros((0, 2, 3), np.uint8),
+                "low_down": np.zeros(0, np.int32),
+                "weights_down": np.zeros((0, 4), np.int32),
+            },
+            "do not belong",
+        ),
     ],
 )
-def test_it_is_used_where_it_is_faster_and_needs_little_memory(
-    h: int, w: int, new_h: int, new_w: int, expected: bool
-) -> None:
-    crop = 224 if new_h != 1000 else 1000
-    assert is_worthwhile(h, w, new_h, new_w, crop) is expected
+def test_arrays_that_do_not_fit_are_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        importlib.import_module("featx._resample").resample(*arguments(**changes))
+
+
+@needs_kernel
+def test_arrays_it_cannot_read_or_write_in_place_are_refused() -> None:
+    resample = importlib.import_module("featx._resample").resample
+    fixed = np.zeros((3, 2, 3), np.uint8)
+    fixed.flags.writeable = False
+    for changes in ({"out": fixed}, {"pixels": np.zeros((6, 10, 3), np.uint8)[:, ::2]}):
+        with pytest.raises(ValueError, match=r"read-only|not C-contiguous"):
+            resample(*arguments(**changes))
+
+
+@needs_kernel
+def test_neighbours_beyond_the_picture_are_nothing() -> None:
+    """Groups of weights may reach over the end, where Pillow has none."""
+    weights = np.full((2, 8), 2**20, np.int32)  # a quarter each
+    down = np.full((3, 4), 2**20, np.int32)
+    given_ = arguments(weights_across=weights, low_across=np.array([3, 4], np.int32),
+                       low_down=np.array([2, 4, 5], np.int32), weights_down=down)  # fmt: skip
+    importlib.import_module("featx._resample").resample(*given_)
+    assert given_[1][..., 0].tolist() == [[100, 50], [50, 25], [25, 13]]

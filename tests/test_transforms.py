@@ -177,35 +177,29 @@ def test_fast_is_within_one_of_exact_at_any_size(h: int, w: int, resize: int, se
 
 
 @pytest.mark.parametrize(
-    ("interpolation", "h", "w", "way"),
+    ("interpolation", "h", "w", "calls"),
     [
-        ("bilinear", 300, 400, "_crop_by_products"),
-        ("bilinear", 1100, 1100, "_crop_in_passes"),  # more than four times too large
-        ("bicubic", 300, 400, "_crop_in_passes"),
-        ("bilinear", 600, 200, None),  # tall
+        ("bilinear", 300, 400, [((256, 341), (16, 58), (224, 224), "bilinear")]),
+        ("bilinear", 1100, 1100, [((256, 256), (16, 16), (224, 224), "bilinear")]),
+        ("bicubic", 300, 400, [((256, 341), (16, 58), (224, 224), "bicubic")]),
+        ("lanczos", 300, 400, [((256, 341), (16, 58), (224, 224), "lanczos")]),
+        ("bilinear", 600, 200, []),  # tall
     ],
 )
-def test_fast_goes_another_way_than_exact(
-    interpolation: str, h: int, w: int, way: str | None, monkeypatch: pytest.MonkeyPatch
+def test_fast_resizes_only_what_the_crop_keeps(
+    interpolation: str, h: int, w: int, calls: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    calls = []
-    for name in ("_crop_by_products", "_crop_in_passes"):
-        real = getattr(transforms, name)
-        monkeypatch.setattr(
-            transforms, name, lambda *a, name=name, real=real: calls.append(name) or real(*a)
-        )
+    seen = []
+    real = transforms.resized_window
+    monkeypatch.setattr(
+        transforms, "resized_window", lambda pixels, *a: seen.append(a) or real(pixels, *a)
+    )
     pixels = pictures(h, w)["photo"]
     transform = IMAGENET.replace(interpolation=interpolation)
     expected = transform.resize_crop(pixels, mode="exact")
-    assert calls == []
+    assert seen == []
     assert np.array_equal(transform.resize_crop(pixels, mode="fast"), expected)
-    assert calls == ([way] if way else [])
-
-
-def test_fast_uses_pillow_where_pillow_resizes_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(transforms, "matches_pillow", lambda: False)
-    monkeypatch.setattr(transforms, "resized_window", None)
-    assert difference(IMAGENET, pictures(300, 400)["noise"]) <= 1
+    assert seen == calls
 
 
 @pytest.mark.real_data
