@@ -1,8 +1,8 @@
 """How fast a file becomes the network's pixels, against the script that everyone writes.
 
-    python benchmarks/decoding.py [FOLDER] [--images 120] [--rounds 7]
+    python -m benchmarks.decoding [FOLDER] [--images 120] [--rounds 7]
 
-FOLDER holds photographs; without one, some are made. The reference is what a script does for every
+FOLDER holds photographs; without one, some are drawn. The reference is what a script does for every
 image on one core: torchvision's default loader and densenet121's `weights.transforms()`. Beside it
 stands the same without its last steps (to a tensor, to floats, normalised), which featx does on
 whole batches. featx's own way is `Loader` in `fast` mode, in this process and in one of the
@@ -14,11 +14,13 @@ images, so that whatever else the machine does falls on all. Ratios are of the l
 image took, and in parentheses the median of the ratios of whole rounds. Last comes the time on the
 processor, of both processes together where there are two (Linux only): what a core gets done when
 it always has a next file. One file at a time, as here, either process waits for the other.
+Figures, machine and versions are written to a file.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import statistics
 import tempfile
 import time
@@ -34,11 +36,13 @@ from threadpoolctl import threadpool_limits
 from torchvision.models import DenseNet121_Weights
 from torchvision.transforms import functional
 
+from benchmarks import machine
+from benchmarks.photographs import draw_photographs
 from featx.child import Child
 from featx.device_resize import resized
 from featx.images import list_images
 from featx.loading import Loader, batch_of
-from featx.resampling import Windows
+from featx.resampling import Windows, kernel
 from featx.transforms import Transform
 
 PRESET = DenseNet121_Weights.IMAGENET1K_V1.transforms()
@@ -50,10 +54,14 @@ def main() -> None:
     parser.add_argument("folder", nargs="?")
     parser.add_argument("--images", type=int, default=120, help="so many, spread over the folder")
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--out", type=Path, help="default: benchmarks/results/")
     arguments = parser.parse_args()
+    told = machine.circumstances("python -m benchmarks.decoding")
     torch.set_num_threads(1)
-    with tempfile.TemporaryDirectory() as made, threadpool_limits(1):
-        table = list_images(arguments.folder or make_photographs(Path(made), arguments.images))
+    with tempfile.TemporaryDirectory() as drawn, threadpool_limits(1):
+        if not arguments.folder:
+            draw_photographs(Path(drawn), arguments.images)
+        table = list_images(arguments.folder or drawn)
         step = max(1, len(table) // arguments.images)
         files = [table.file(i) for i in range(0, len(table), step)][: arguments.images]
         loader = Loader(Transform.from_preset(PRESET))
@@ -62,7 +70,12 @@ def main() -> None:
         try:
             child.wait_until_ready()
             leaving.wait_until_ready()
-            compare_pixels(files, loader, child, leaving)
+            told["decoding"] = {
+                "images": len(files),
+                "mean_file_bytes": round(sum(path.stat().st_size for path in files) / len(files)),
+                "resizing": "compiled" if kernel("bilinear") else "Pillow",
+                "pixels_not_equal": compare_pixels(files, loader, child, leaving),
+            }
             ways: dict[str, Callable[[Path], Any]] = {
                 "reference": lambda path: PRESET(opened(path)),
                 "reference, to 8-bit pixels only": pixels_of_reference,
@@ -70,10 +83,14 @@ def main() -> None:
                 "featx, in another process": child.load,
                 "featx, in another process, not resized": leaving.load,
             }
-            report(*time_in_turn(ways, files, arguments.rounds, (child, leaving)))
+            times = time_in_turn(ways, files, arguments.rounds, (child, leaving))
         finally:
             child.end()
             leaving.end()
+    told["decoding"]["ways"] = report(*times)
+    out = arguments.out or machine.results_path(told, "decoding")
+    out.write_text(json.dumps(told, indent=1) + "\n", "utf-8")
+    print(f"wrote {out}")
 
 
 def opened(path: Path) -> Image.Image:
@@ -87,8 +104,11 @@ def pixels_of_reference(path: Path) -> Image.Image:
     return functional.center_crop(resized, PRESET.crop_size)
 
 
-def compare_pixels(files: list[Path], loader: Loader, child: Child, leaving: Child) -> None:
-    """Stop unless all of featx's ways give the same pixels, within 1 of the reference's."""
+def compare_pixels(files: list[Path], loader: Loader, child: Child, leaving: Child) -> int:
+    """Stop unless all of featx's ways give the same pixels, within 1 of the reference's.
+
+    Returns how many values of all pixels are not the same.
+    """
     n_other = 0
     for path in files:
         expected = np.asarray(pixels_of_reference(path)).astype(int)
@@ -103,6 +123,7 @@ def compare_pixels(files: list[Path], loader: Loader, child: Child, leaving: Chi
         assert difference.max() <= 1, f"{path}: {difference.max()} of 255 off"
         n_other += int(np.count_nonzero(difference))
     print(f"{len(files)} files: all pixels within 1 of 255, {n_other} of them not the same")
+    return n_other
 
 
 def time_in_turn(
@@ -133,11 +154,16 @@ def processor_time(children: Sequence[Child]) -> float:
     return time.process_time() + sum(others_ns) / 1e9  # the first number is time on a processor
 
 
-def report(seconds: dict[str, np.ndarray], on_processor: dict[str, np.ndarray]) -> None:
+def report(
+    seconds: dict[str, np.ndarray], on_processor: dict[str, np.ndarray]
+) -> dict[str, dict[str, Any]]:
+    """Print milliseconds and ratios of every way, and return them."""
     references = list(seconds)[:2]
+    told: dict[str, dict[str, Any]] = {}
     for way, times in seconds.items():
         least_s = times.min(axis=0).mean()
         print(f"{way}: {1000 * least_s:.2f} ms, {1 / least_s:.0f} images/s")
+        told[way] = {"ms": round(1000 * least_s, 3)}
         for reference in references:
             if way in references:
                 continue
@@ -148,19 +174,12 @@ def report(seconds: dict[str, np.ndarray], on_processor: dict[str, np.ndarray]) 
                 f"    {least:.2f} ({statistics.median(rounds):.2f}) times as fast as the "
                 f"{reference}; on the processor {statistics.median(used):.2f}"
             )
-
-
-def make_photographs(folder: Path, n: int) -> Path:
-    """Write n JPEG files of 500 x 375 and 375 x 500 pixels, smooth with some texture."""
-    rng = np.random.default_rng(0)
-    for i in range(n):
-        w, h = (500, 375) if i % 4 else (375, 500)
-        coarse = rng.integers(0, 256, (12, 16, 3), dtype=np.uint8)
-        smooth = Image.fromarray(coarse).resize((w, h), Image.Resampling.BICUBIC)
-        pixels = np.clip(np.asarray(smooth) + rng.normal(0, 12, (h, w, 3)), 0, 255)
-        (folder / "ab"[i % 2]).mkdir(exist_ok=True)
-        Image.fromarray(pixels.astype(np.uint8)).save(folder / "ab"[i % 2] / f"{i}.jpg", quality=90)
-    return folder
+            told[way][f"times as fast as the {reference}"] = {
+                "least": round(least, 3),
+                "rounds": [round(ratio, 3) for ratio in rounds],
+                "on_processor": [round(ratio, 3) for ratio in used],
+            }
+    return told
 
 
 if __name__ == "__main__":
