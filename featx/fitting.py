@@ -28,6 +28,7 @@ from featx.splits import Split, has_own_split, make_split, settled_fraction
 from featx.workspace import newest_cache
 
 CHECKPOINT: Final = ".checkpoint"  # behind the name of a head that is being trained
+_STARTS_FROM: Final = "starts_from"  # setting: SHA-256 of the weights a tail started from
 
 
 @dataclass(frozen=True)
@@ -164,6 +165,7 @@ def fit_head(
         checkpoint=checkpoint,
         told=told,
     )
+    settings |= _other_start(estimator, features)
     leaks, _ = find_leaks(
         features,
         split.held_out,
@@ -231,6 +233,8 @@ def fit_like(
         if name not in ("device", "random_state", *file.head.OF_FEATURES)
         and value != defaults[name]
     }
+    if _STARTS_FROM in settings:
+        params["weights"] = file.head.get_params()["weights"]
     features = load(cache if cache is not None else newest_cache(cache_dir))  # checked below
     fraction = settings["test_fraction"]
     return fit_head(
@@ -248,6 +252,14 @@ def fit_like(
         told=told,
         **params,
     )
+
+
+def _other_start(estimator: Head, features: FeatureSet) -> dict[str, str]:
+    """Of a tail, the weights it started from, where they are not those recorded in the cache."""
+    started_from = getattr(estimator, "started_from_", None)
+    if started_from in (None, features.spec.get("weights_sha256")):
+        return {}
+    return {_STARTS_FROM: started_from}
 
 
 def keep(

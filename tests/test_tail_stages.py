@@ -148,6 +148,22 @@ def test_training_on_pixels_may_start_from_other_weights_than_those_recorded(tmp
         assert featx.evaluate(pixels, fitted.path).report.n == 4
 
 
+def test_tails_that_start_from_other_weights_do_not_replace_each_other(tmp_path, cache):
+    for seed in (3, 4):
+        state = load_backbone("lenet5", weights="random", seed=seed).network.state_dict()
+        torch.save(state, tmp_path / f"{seed}.pth")
+    folder = cache.parents[1] / "images"
+    asked = {"backbone": "lenet5", "weights": str(tmp_path / "3.pth"), "cut": "input"}
+    pixels = featx.extract(folder, cache_dir=tmp_path, **asked).path
+    recorded = fit_head(pixels, **QUICK)
+    other = fit_head(pixels, **QUICK, weights=str(tmp_path / "4.pth"))
+    assert other.path.name == recorded.path.name.replace(".safetensors", "-2.safetensors")
+    assert fit_head(pixels, **QUICK, weights=str(tmp_path / "3.pth")).path == recorded.path
+    again = fit_like(other.path, pixels)  # it starts where that head did
+    assert (again.path, again.replaced) == (other.path, True)
+    assert torch.equal(*(f.file.head.tail_.values()["fc3.weight"] for f in (again, other)))
+
+
 def test_default_weights_are_asked_for_not_those_that_happened_to_be_recorded(tmp_path, cache):
     folder = cache.parents[1] / "images"
     pixels = featx.extract(

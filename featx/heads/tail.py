@@ -252,6 +252,7 @@ class TailHead(TailSettings):
             weights = self.weights or "default"
             backbone = load_backbone(self.backbone, weights=weights, seed=self.weights_seed)
             network, transform = backbone.network, given or backbone.transform
+            self.started_from_ = backbone.weights_sha256
             if self.weights_sha256 is not None:
                 check_made_with(
                     self.weights_sha256,
