@@ -3,7 +3,8 @@
 A cut is one edge of the traced graph; it is legal when nothing else that depends on the input
 crosses it. Names are torchvision's (`torchvision.models.feature_extraction`), a module's path
 means its last value, and three names work in every network: ``input``, ``penultimate`` (what
-enters the last Linear or Conv2d, dropout left out) and ``logits``.
+enters the last Linear or Conv2d, dropout left out; what a network without a classifier gives) and
+``logits``.
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ from torch import fx, nn
 
 from featx.axes import Layout, follow_axes
 from featx.errors import InputError
+from featx.keys import has_classifier
 from featx.spelling import did_you_mean
 from featx.tracing import TRACE_ERRORS, facts, is_assertion, is_in_place, operator_name, trace
 
@@ -71,6 +72,7 @@ class CutGraph:
             raise UntraceableError(
                 f"{type(network).__name__} cannot be traced into a graph ({first})"
             ) from error
+        self._has_classifier = has_classifier(network)
         self.nodes = list(self.module.graph.nodes)
         self.position = {node: i for i, node in enumerate(self.nodes)}
         self.output = self.nodes[-1]
@@ -229,7 +231,10 @@ class CutGraph:
             if node is None:
                 raise InputError(
                     f"this network has no {cut!r}: it does not end in one Linear or Conv2d layer; "
-                    f"name another cut ({SEE_CUTS})"
+                    f"--cut logits takes what it gives, or name another cut ({SEE_CUTS})"
+                    if cut == "penultimate"
+                    else f"this network has no {cut!r}: it gives more than one tensor; name "
+                    f"another cut ({SEE_CUTS})"
                 )
             return node
         by_path = {facts(n).path: n for n in self.candidates}
@@ -239,7 +244,12 @@ class CutGraph:
         raise InputError(f"unknown cut {cut!r}{did_you_mean(cut, {*known, *ALIASES})} {SEE_CUTS}")
 
     def _penultimate(self) -> fx.Node | None:
-        """What enters the last Linear or Conv2d, if only an activation or pool follows it."""
+        """What enters the last Linear or Conv2d, if only an activation or pool follows it.
+
+        Of a network that has no classifier: what it gives.
+        """
+        if not self._has_classifier:
+            return self.alias("logits")
         layers = [
             n
             for n in self.candidates

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Mapping
@@ -9,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 import torch
 from torch import nn
 
-from featx.errors import WeightsError
+from featx.errors import InputError, WeightsError
 
 # Names that today's modules no longer have; published files still carry some of them
 # (torchvision/models/densenet.py `_load_state_dict`, vision_transformer.py `MLPBlock`).
@@ -42,14 +43,56 @@ def rename_old_keys(state: Mapping[str, torch.Tensor], family: str) -> dict[str,
     return renamed
 
 
+def has_classifier(network: nn.Module) -> bool:
+    """Whether a network turns features into class scores, as far as it says.
+
+    timm's models say so in ``num_classes``, which is 0 of those that were trained without classes
+    (DINOv2 and the like) or had their classifier taken off.
+    """
+    n_classes = getattr(network, "num_classes", None)
+    return not (isinstance(n_classes, int) and n_classes == 0)
+
+
+def with_classifier(network: nn.Module, n_outputs: int) -> nn.Module:
+    """The network itself, or where it has no classifier a copy to which timm added one.
+
+    Raises
+    ------
+    InputError
+        It has none, and is no model of timm's, which can add one.
+
+    Examples
+    --------
+    >>> network = nn.Linear(2, 2)
+    >>> with_classifier(network, 3) is network
+    True
+    """
+    if has_classifier(network):
+        return network
+    network = copy.deepcopy(network)
+    add = getattr(network, "reset_classifier", None)
+    if not callable(add):
+        raise InputError(
+            f"{type(network).__name__} has no classifier (its num_classes is 0) and no method "
+            "reset_classifier, by which timm's models get one"
+        )
+    with torch.random.fork_rng([]):
+        add(n_outputs)
+    return network
+
+
 def classifier_path(network: nn.Module, *, auxiliary: Iterable[str] = ()) -> str:
     """Path of the module that turns the last features into class scores: the last Linear or Conv2d.
+
+    Empty where there is none (`has_classifier`).
 
     Examples
     --------
     >>> classifier_path(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)))
     '2'
     """
+    if not has_classifier(network):
+        return ""
     paths = [
         path
         for path, module in network.named_modules()
@@ -71,7 +114,7 @@ def other_outputs(
 
     Returns
     -------
-    None where it fits, has missing values, or differs in more.
+    None where it fits, has missing values, or differs in more; where there is none.
 
     Examples
     --------
@@ -106,7 +149,7 @@ def load_into(
     ----------
     classifier
         Path of the classifier; where its values are missing or of another shape, the network's
-        own (random) ones stay.
+        own (random) ones stay. Empty: all must fit.
     auxiliary
         Attributes that are auxiliary heads; they may be missing from the file.
     source

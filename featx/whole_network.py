@@ -20,7 +20,7 @@ from featx.frozen import Backbone
 from featx.heads.cached import load_recorded, temperature_of
 from featx.heads.file import HeadFile
 from featx.heads.tail import TailHead
-from featx.keys import classifier_path
+from featx.keys import classifier_path, has_classifier, with_classifier
 from featx.own_network import is_own, note_given, takes_classes
 from featx.recorded import backbone_of_spec
 from featx.tracing import facts
@@ -121,7 +121,7 @@ def export_network(
         file.classes,
         temperature_of(file),
         not isinstance(file.head, TailHead),
-        classifier_path(loaded.network),
+        classifier_path(with_classifier(loaded.network, len(file.classes))),
         _maker(loaded, len(file.classes)),
         _in_words(Transform.from_dict(file.metadata["cache"]["spec"]["transform"])),
         any(wrote),
@@ -167,16 +167,18 @@ def _with_head(file: HeadFile, backbone: Backbone) -> dict[str, Tensor]:
     """The network's state dict, the values of its last layer replaced, or of all of a tail."""
     if isinstance(file.head, TailHead):
         return _with_tail(file, file.head, backbone)
-    layer = _last_layer(file, backbone)
+    network = with_classifier(backbone.network, len(file.classes))
+    layer = _last_layer(file, backbone, network)
     W, b = _folded(file)
-    state: dict[str, Tensor] = backbone.network.state_dict()  # with the versions of its modules
+    state: dict[str, Tensor] = network.state_dict()  # with the versions of its modules
     state[f"{layer}.weight"] = torch.from_numpy(W.astype(np.float32))
     state[f"{layer}.bias"] = torch.from_numpy(b.astype(np.float32))
     return state
 
 
 def _with_tail(file: HeadFile, head: TailHead, backbone: Backbone) -> dict[str, Tensor]:
-    state: dict[str, Tensor] = backbone.network.state_dict()
+    network = with_classifier(backbone.network, len(file.classes))
+    state: dict[str, Tensor] = network.state_dict()
     trained = head.tail_.values()
     # other values are no part of a state dict: a network makes them as it is built
     state.update({name: value.clone() for name, value in trained.items() if name in state})
@@ -187,14 +189,20 @@ def _with_tail(file: HeadFile, head: TailHead, backbone: Backbone) -> dict[str, 
     return state
 
 
-def _last_layer(file: HeadFile, backbone: Backbone) -> str:
-    """Path of the Linear that ends the network, where its input is what the head was fitted on."""
-    spec, network = file.metadata["cache"]["spec"], backbone.network
-    graph = CutGraph(network, backbone.traced_at, shapes_required=False)
+def _last_layer(file: HeadFile, backbone: Backbone, network: nn.Module) -> str:
+    """Path of the Linear that ends the network, where its input is what the head was fitted on.
+
+    `network` is the backbone's, with a classifier in any case.
+    """
+    spec = file.metadata["cache"]["spec"]
+    graph = CutGraph(backbone.network, backbone.traced_at, shapes_required=False)
     penultimate, logits = (graph.alias(name) for name in ("penultimate", "logits"))
     path = classifier_path(network)
     layer = network.get_submodule(path)
-    if penultimate is None or logits is None or facts(logits).path != path:
+    ends_in_it = not has_classifier(backbone.network) or (
+        logits is not None and facts(logits).path == path
+    )
+    if penultimate is None or not ends_in_it:
         raise HeadError(
             f"{backbone.name} does not end in its classifier ({path}): a head cannot replace it"
         )

@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from featx.cut_graph import CutGraph
 from featx.errors import InputError
-from featx.keys import classifier_path
+from featx.keys import classifier_path, with_classifier
 from featx.own_network import code_sha256
 from featx.tracing import facts
 
@@ -65,7 +65,8 @@ class Tail(nn.Module):
         device: str = "cpu",
     ) -> None:
         super().__init__()
-        network = copy.deepcopy(network).to(device).requires_grad_(True).eval()
+        network = copy.deepcopy(with_classifier(network, k))
+        network = network.to(device).requires_grad_(True).eval()
         self.classifier = classifier_path(network)
         _replace(network, self.classifier, k, seed)
         graph = CutGraph(network, None, shapes_required=False)
