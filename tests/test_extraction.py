@@ -825,6 +825,11 @@ def test_the_home_folder_is_meant_everywhere(
     assert open_cache(made).run["source"] == str(home / name)
     assert not (tmp_path / "here/~").exists()
     assert featx.extract(f"~/{name}", out="~/a.h5", **TINY).path == home / "a.h5"
+    assert featx.load("~/a.h5").path == home / "a.h5"
+    assert featx.verify("~/a.h5").ok
+    featx.fit_head("~/a.h5", head="centroid", out=home / "b.safetensors")
+    assert featx.evaluate("~/a.h5", "~/b.safetensors").head == home / "b.safetensors"
+    assert len(featx.predict("~/b.safetensors", ["~/a.h5"]).files) == 18
 
 
 # --- the engine -----------------------------------------------------------------------------------

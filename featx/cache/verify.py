@@ -84,6 +84,7 @@ def open_to_check(path: str | os.PathLike[str]) -> CacheFile:
     CacheError
         As `open_cache`.
     """
+    path = Path(path).expanduser()
     try:
         return open_cache(path)
     except NewerFormatError:
