@@ -5,9 +5,9 @@
 FOLDER holds photographs; without one, some are drawn. The reference is what a script does for every
 image on one core: torchvision's default loader and densenet121's `weights.transforms()`. Beside it
 stands the same without its last steps (to a tensor, to floats, normalised), which featx does on
-whole batches. featx's own way is `Loader` in `fast` mode, in this process and in one of the
-processes that extraction decodes in, with the way back through the pipe; last as it is on a GPU,
-which resizes: the process decodes and sends what there is to resize.
+whole batches, and then the decoder alone. featx's own way is `Loader` in `fast` mode, in this
+process and in one of the processes that extraction decodes in, with the way back; last as it is on
+a GPU, which resizes: the process decodes and sends what there is to resize.
 
 Pixels are compared first: all must be within 1 of 255. Then the ways take turns at every ten
 images, so that whatever else the machine does falls on all. Ratios are of the least time that each
@@ -39,8 +39,10 @@ from torchvision.transforms import functional
 from benchmarks import machine
 from benchmarks.photographs import draw_photographs
 from featx.child import Child
+from featx.decoding import read_image
 from featx.device_resize import resized
 from featx.images import list_images
+from featx.limits import bare_decoder, decode_bare
 from featx.loading import Loader, batch_of
 from featx.resampling import Windows, kernel
 from featx.transforms import Transform
@@ -79,6 +81,7 @@ def main() -> None:
             ways: dict[str, Callable[[Path], Any]] = {
                 "reference": lambda path: PRESET(opened(path)),
                 "reference, to 8-bit pixels only": pixels_of_reference,
+                f"{bare_decoder()} alone": lambda path: decode_bare(read_image(path)),
                 "featx, in this process": loader,
                 "featx, in another process": child.load,
                 "featx, in another process, not resized": leaving.load,

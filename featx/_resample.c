@@ -6,7 +6,6 @@
    computed. The loops are written for compilers that put four or more of such sums into one
    register; no result depends on whether they do. */
 
-#define Py_LIMITED_API 0x030B0000 /* one build for Python 3.11 and all that come after it */
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 #include <stdint.h>
@@ -17,19 +16,13 @@
 #define HALF (1 << (BITS - 1))
 #define STEP 4 /* the number of weights is a multiple of it, so that two loops do for most */
 
-/* Compiled for AVX2 too, and chosen when the library is loaded, where the system can do that. */
-#if defined(__x86_64__) && defined(__GLIBC__) && defined(__has_attribute)
-#if __has_attribute(target_clones)
-#define FOR_SEVERAL_PROCESSORS __attribute__((target_clones("avx2", "default")))
-#endif
-#endif
-#ifndef FOR_SEVERAL_PROCESSORS
-#define FOR_SEVERAL_PROCESSORS
-#endif
 #if defined(__GNUC__) || defined(__clang__)
 #define INLINE static inline __attribute__((always_inline))
 typedef int32_t Four __attribute__((vector_size(16)));
 #define HAS_FOUR
+#ifdef __x86_64__
+#define HAS_AVX2 __builtin_cpu_supports("avx2")
+#endif
 #else
 #define INLINE static inline
 #define restrict __restrict /* Microsoft's compiler */
@@ -92,8 +85,7 @@ INLINE void across(const int32_t *restrict values, const Axis *axis, int c,
 
 /* pixels (h, w, c) -> out (down->n, across->n, c). `between` has room for the rows that are needed
    after the first pass, `values` for a row before it, `sums` for one after it. */
-FOR_SEVERAL_PROCESSORS
-static void resample(const uint8_t *restrict pixels, Py_ssize_t h, Py_ssize_t w, int c,
+INLINE void resample(const uint8_t *restrict pixels, Py_ssize_t h, Py_ssize_t w, int c,
                      const Axis *columns, const Axis *rows, uint8_t *restrict between,
                      int32_t *restrict values, int32_t *restrict sums, uint8_t *restrict out) {
     const Py_ssize_t length = columns->n * c;
@@ -125,11 +117,33 @@ static void resample(const uint8_t *restrict pixels, Py_ssize_t h, Py_ssize_t w,
     }
 }
 
+/* The same, compiled once for every processor of its kind and once for AVX2. */
+#define PARAMETERS                                                                                 \
+    const uint8_t *restrict pixels, Py_ssize_t h, Py_ssize_t w, int c, const Axis *columns,        \
+        const Axis *rows, uint8_t *restrict between, int32_t *restrict values,                     \
+        int32_t *restrict sums, uint8_t *restrict out
+#define ARGUMENTS pixels, h, w, c, columns, rows, between, values, sums, out
+
+static void resample_anywhere(PARAMETERS) { resample(ARGUMENTS); }
+
+#ifdef HAS_AVX2
+__attribute__((target("avx2"))) static void resample_avx2(PARAMETERS) { resample(ARGUMENTS); }
+#endif
+
+static int is_int32(const Py_buffer *view) { /* Windows calls it "l" */
+    return view->itemsize == 4 && (!strcmp(view->format, "i") || !strcmp(view->format, "l"));
+}
+
+static int is_picture(const Py_buffer *view) {
+    return view->ndim == 3 && !strcmp(view->format, "B") &&
+           (view->shape[2] == 3 || view->shape[2] == 1);
+}
+
 /* What two arrays say of an axis of `size` pixels; 0 where they are not (n) and (n, taps) int32,
    or name a pixel that does not exist. */
 static int read_axis(const Py_buffer *low, const Py_buffer *weights, Py_ssize_t size, Axis *axis) {
-    if (low->ndim != 1 || weights->ndim != 2 || low->itemsize != 4 || weights->itemsize != 4 ||
-        low->shape[0] != weights->shape[0] || weights->shape[1] % STEP)
+    if (low->ndim != 1 || weights->ndim != 2 || !is_int32(low) || !is_int32(weights) ||
+        low->shape[0] != weights->shape[0] || weights->shape[1] < STEP || weights->shape[1] % STEP)
         return 0;
     axis->n = weights->shape[0];
     axis->taps = weights->shape[1];
@@ -150,6 +164,7 @@ static int read_axis(const Py_buffer *low, const Py_buffer *weights, Py_ssize_t 
 
 static int run(const Py_buffer *pixels, const Py_buffer *out, const Axis *columns,
                const Axis *rows) {
+    void (*chosen)(PARAMETERS) = resample_anywhere;
     const int c = (int)pixels->shape[2];
     const Py_ssize_t n_between = (rows->end - rows->first) * columns->n * c;
     const Py_ssize_t n_values = (columns->end - columns->first) * c + STEP;
@@ -158,10 +173,14 @@ static int run(const Py_buffer *pixels, const Py_buffer *out, const Axis *column
     int32_t *values = calloc(n_values + n_sums, sizeof(int32_t));
     uint8_t *between = malloc(n_between);
     const int enough = values != NULL && between != NULL;
+#ifdef HAS_AVX2
+    if (HAS_AVX2)
+        chosen = resample_avx2;
+#endif
     if (enough) {
         Py_BEGIN_ALLOW_THREADS
-        resample(pixels->buf, pixels->shape[0], pixels->shape[1], c, columns, rows, between, values,
-                 values + n_values, out->buf);
+        chosen(pixels->buf, pixels->shape[0], pixels->shape[1], c, columns, rows, between, values,
+               values + n_values, out->buf);
         Py_END_ALLOW_THREADS
     }
     free(values);
@@ -179,14 +198,13 @@ static PyObject *py_resample(PyObject *module, PyObject *args) {
         return NULL;
     for (; n < 6; n++)
         if (PyObject_GetBuffer(given[n], &view[n],
-                               PyBUF_C_CONTIGUOUS | (n == 1 ? PyBUF_WRITABLE : 0)) < 0)
+                               PyBUF_C_CONTIGUOUS | PyBUF_FORMAT | (n == 1 ? PyBUF_WRITABLE : 0)) < 0)
             break;
     if (n == 6) {
         const Py_buffer *pixels = &view[0], *out = &view[1];
         Axis columns, rows;
-        if (pixels->ndim != 3 || out->ndim != 3 || pixels->itemsize != 1 || out->itemsize != 1 ||
-            (pixels->shape[2] != 3 && pixels->shape[2] != 1) || out->shape[2] != pixels->shape[2])
-            PyErr_SetString(PyExc_ValueError, "pictures must be (h, w, 3) or (h, w, 1) of bytes");
+        if (!is_picture(pixels) || !is_picture(out) || out->shape[2] != pixels->shape[2])
+            PyErr_SetString(PyExc_ValueError, "pictures must be (h, w, 3) or (h, w, 1) uint8");
         else if (!read_axis(&view[2], &view[3], pixels->shape[1], &columns) ||
                  !read_axis(&view[4], &view[5], pixels->shape[0], &rows) ||
                  out->shape[0] != rows.n || out->shape[1] != columns.n)
@@ -207,7 +225,12 @@ static PyMethodDef methods[] = {
     {NULL, NULL, 0, NULL},
 };
 
-static PyModuleDef_Slot slots[] = {{0, NULL}};
+static PyModuleDef_Slot slots[] = {
+#ifdef Py_GIL_DISABLED
+    {Py_mod_gil, Py_MOD_GIL_NOT_USED},
+#endif
+    {0, NULL},
+};
 
 static struct PyModuleDef definition = {
     PyModuleDef_HEAD_INIT, "featx._resample", NULL, 0, methods, slots, NULL, NULL, NULL,

@@ -10,7 +10,7 @@ Here the weights are computed by the same operations in the same order, and the 
 `featx._resample`, a few loops in C that are compiled when featx is installed. In two places a
 machine could differ: a compiler that fuses operations of Pillow's weights may move one by 2^-22
 (seldom: it has to lie within 2^-50 of a rounding boundary), and a Pillow to come may resize
-otherwise. `kernel` compares the two once in a process. Where they differ, or nothing could be
+otherwise. `why_pillow` compares the two once in a process. Where they differ, or nothing could be
 compiled, Pillow itself resizes: the same pixels in more time.
 """
 
@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -33,12 +34,19 @@ INTERPOLATIONS = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3, "box"
 BITS: Final = 22  # of a weight: PRECISION_BITS of Resample.c
 _ONE: Final = 2.0**BITS
 _STEP: Final = 4  # the kernel takes weights in groups of so many
+# Sizes and channels that the kernel is compared with Pillow on: h, w, c, and what they become.
+_TRIED: Final = (
+    (97, 131, 3, 64, 86),
+    (40, 61, 3, 64, 97),
+    (90, 90, 3, 31, 31),
+    (200, 99, 1, 20, 9),
+)
 # Beyond, the tables of weights that a GPU goes through are mostly zeros, and photographs of that
 # size take far longer to decode anyway.
 MAX_SHRINKING: Final = 4.0
 # What a pipe takes at once on Linux (1 MiB, fs.pipe-max-size), less room for what is said before:
-# photographs of 880 x 660 for a crop of 224. Up to there sending took a fifth of the time of
-# resizing, and the 1,000 pictures that may be under way on CUDA take 1 GB of memory at most.
+# photographs of 880 x 660 for a crop of 224. So the 1,000 pictures that may be under way on CUDA
+# take 1 GB of memory at most; and sending still takes less time than resizing.
 MAX_WINDOW_BYTES: Final = 2**20 - 2**13
 
 
@@ -179,7 +187,7 @@ def weights_of(
     return low, high, np.trunc(weights * _ONE + np.copysign(0.5, weights)).astype(np.int32)
 
 
-@functools.lru_cache(maxsize=512)  # 5 KB each; photographs come in some hundred sizes
+@functools.lru_cache(maxsize=256)  # 5 KB each for 500 pixels to 224, 22 KB for 4,000
 def _table(
     n_in: int, n_out: int, first: int, n: int, interpolation: str
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -187,7 +195,10 @@ def _table(
     low, _, weights = weights_of(n_in, n_out, first, n, interpolation)
     table = np.zeros((n, -(-weights.shape[1] // _STEP) * _STEP), np.int32)
     table[:, : weights.shape[1]] = weights
-    return low.astype(np.int32), table
+    low = low.astype(np.int32)
+    for array in (low, table):  # the kernel reads them while other threads run
+        array.setflags(write=False)
+    return low, table
 
 
 def resized_window(
@@ -268,22 +279,25 @@ def pixels_of(image: Image.Image) -> np.ndarray:
 
 
 @functools.cache
-def kernel(interpolation: str) -> Any:
-    """Return the module `featx._resample`, None where Pillow is to resize instead.
-
-    That is where the filter is another one, where featx was installed without a C compiler, and
-    where this Pillow gives other bits, which is found out once.
-    """
+def why_pillow(interpolation: str) -> str | None:
+    """Why Pillow is to resize, None where the compiled kernel does; found out once."""
     if interpolation not in _FILTERS:
-        return None
+        return "there is no kernel for this filter"
     try:
         compiled = importlib.import_module("featx._resample")
     except ImportError:
-        return None
+        return "featx was installed without a C compiler or Python's headers"
     rng = np.random.default_rng(0)
-    for h, w, new_h, new_w in [(97, 131, 64, 86), (40, 61, 64, 97), (90, 90, 31, 31)]:
-        pixels = rng.integers(0, 256, (h, w, 3), dtype=np.uint8)
+    for h, w, c, new_h, new_w in _TRIED:
+        pixels = rng.integers(0, 256, (h, w, c), dtype=np.uint8)
         part = _Part((new_h, new_w), (1, 2), (new_h - 3, new_w - 4), interpolation)
         if not np.array_equal(_by_kernel(compiled, pixels, part), _by_pillow(pixels, part)):
-            return None
-    return compiled
+            return "this Pillow resizes otherwise than the compiled kernel"
+    return None
+
+
+def kernel(interpolation: str) -> Any:
+    """Return the module `featx._resample`, None where Pillow is to resize instead."""
+    if why_pillow(interpolation) is not None:
+        return None
+    return sys.modules["featx._resample"]

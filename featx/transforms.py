@@ -189,9 +189,9 @@ class Transform:
         pixels : (h, w, channels) uint8.
         mode
             `exact`: the bits of torchvision's transform on Pillow images. `fast`: at most 1 of 255
-            off for any picture, in a sixth of the time where the filter is bilinear or bicubic and
-            featx was installed with a C compiler, else in nine tenths. The bits are the same
-            while Pillow keeps to the order of its two passes.
+            off for any picture. Bilinear and bicubic ones take a sixth of the time on a processor
+            with AVX2, half with any compiled kernel (`featx doctor`), else nine tenths. The bits
+            are the same while Pillow keeps to the order of its two passes.
 
         Returns
         -------

@@ -26,7 +26,7 @@ import featx
 from featx.cache import cache_lock, open_cache
 from featx.cli import app, main
 from featx.heads import LR_GRID, load_head
-from featx.resampling import kernel
+from featx.resampling import why_pillow
 
 pytestmark = pytest.mark.usefixtures("kept_decoders")
 
@@ -632,13 +632,11 @@ def test_doctor_tells_what_this_machine_can_do(monkeypatch: pytest.MonkeyPatch) 
     assert told["device"]
     assert told["engine"] in ("openvino", "torch-eager")
     assert told["prepared networks"].endswith("engines")
-    assert (told["fast resizing"] == "compiled") == (kernel("bilinear") is not None)
+    assert (told["fast resizing"] == "compiled") == (why_pillow("bilinear") is None)
     assert "torch" in featx_("doctor").stdout
-    monkeypatch.setattr("featx.resampling.kernel", lambda interpolation: None)
-    assert (
-        "with a C compiler, pip install"
-        in json.loads(featx_("doctor", "--json").stdout)["fast resizing"]
-    )
+    monkeypatch.setattr("featx.resampling.why_pillow", lambda interpolation: "want of a kernel")
+    told = json.loads(featx_("doctor", "--json").stdout)
+    assert told["fast resizing"] == "no: Pillow is used, for want of a kernel"
 
 
 def test_show_draws_a_grid(colour_folder: Folder, tmp_path: Path) -> None:

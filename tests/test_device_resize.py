@@ -6,8 +6,9 @@ one would be told. `pytest -m cuda` compares a real one.
 
 from __future__ import annotations
 
+import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from featx.engines.eager import EagerEngine
 from featx.extraction import run_extractions
 from featx.extractor import FeatureExtractor
 from featx.loading import Loader, Picture, batch_of
-from featx.resampling import MAX_WINDOW_BYTES, Windows, kernel
+from featx.resampling import MAX_WINDOW_BYTES, Windows, why_pillow
 from featx.specs import ExtractOptions
 from featx.transforms import Transform
 
@@ -434,21 +435,26 @@ def test_a_device_that_resizes_otherwise_is_not_asked_to(
         assert not pipeline.build_pipeline(options).loader.windows
 
 
+@pytest.fixture
+def other_pillow(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """One that resizes by another filter, which nobody knows yet."""
+    real, hamming = Image.Image.resize, Image.Resampling.HAMMING
+    monkeypatch.setattr(Image.Image, "resize", lambda im, size, _: real(im, size, hamming))
+    why_pillow.cache_clear()
+    yield
+    why_pillow.cache_clear()
+
+
+@pytest.mark.usefixtures("other_pillow")
+@pytest.mark.parametrize("compiled", [True, False])
 def test_where_pillow_resizes_otherwise_no_device_is_asked_to(
-    monkeypatch: pytest.MonkeyPatch,
+    compiled: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = Image.Image.resize
     monkeypatch.setattr(eager, "_RESIZING", {"cpu"})
-    for compiled in (True, False):  # a kernel that differs from Pillow is not used either
-        monkeypatch.setattr(
-            Image.Image, "resize", lambda im, size, _: real(im, size, Image.Resampling.HAMMING)
-        )
-        kernel.cache_clear()
-        if not compiled:
-            monkeypatch.setattr("featx.resampling.kernel", lambda interpolation: None)
-        with pytest.warns(RuntimeWarning, match="its pixels are not those of the CPU"):
-            assert not pipeline.build_pipeline(ExtractOptions(**OPTIONS)).loader.windows
-    kernel.cache_clear()
+    if not compiled:
+        monkeypatch.setitem(sys.modules, "featx._resample", None)
+    with pytest.warns(RuntimeWarning, match="its pixels are not those of the CPU"):
+        assert not pipeline.build_pipeline(ExtractOptions(**OPTIONS)).loader.windows
 
 
 def test_the_cpu_is_left_to_the_decoding_processes() -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import importlib
 import shutil
+import sys
 import sysconfig
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,9 +18,13 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from featx import resampling
-from featx.resampling import kernel, resized_window, weights_of
+from featx.resampling import kernel, resized_window, weights_of, why_pillow
 
-COMPILER = shutil.which((sysconfig.get_config_var("CC") or "cl").split()[0])
+# Whether there is what installing featx needs to compile its kernel.
+COMPILER = (
+    shutil.which((sysconfig.get_config_var("CC") or "cl").split()[0])
+    and Path(sysconfig.get_path("include"), "Python.h").is_file()
+)
 WITH_KERNEL = ("bilinear", "bicubic")
 
 # (h, w) before and after: smaller, larger, one axis each way, odd, halves, thirds, one pixel, and
@@ -73,17 +79,16 @@ def by_pillow(pixels: np.ndarray, h: int, w: int, interpolation: str = "bilinear
 @pytest.fixture
 def fresh() -> Iterator[None]:
     """What was found out about the kernel is forgotten, before and after."""
-    kernel.cache_clear()
+    why_pillow.cache_clear()
     yield
-    kernel.cache_clear()
+    why_pillow.cache_clear()
 
 
 @pytest.fixture(params=["compiled", "by Pillow"])
 def way(request: pytest.FixtureRequest, fresh: None, monkeypatch: pytest.MonkeyPatch) -> str:
     """With the kernel, where it is there, and as if featx had been installed without it."""
     if request.param == "by Pillow":
-        real = importlib.import_module
-        monkeypatch.setattr(resampling.importlib, "import_module", lambda name: real(f"{name}_"))
+        monkeypatch.setitem(sys.modules, "featx._resample", None)
     elif not COMPILER:
         pytest.skip("there was no C compiler when featx was installed")
     for interpolation in WITH_KERNEL:
@@ -131,6 +136,7 @@ def test_any_window_of_any_size_is_that_part_of_pillows(
 def test_other_filters_are_left_to_pillow(interpolation: str) -> None:
     pixels = hard_pictures(75, 100)["noise"]
     assert kernel(interpolation) is None
+    assert why_pillow(interpolation) == "there is no kernel for this filter"
     got = resized_window(pixels, (51, 68), (3, 4), (40, 50), interpolation)
     assert np.array_equal(got, by_pillow(pixels, 51, 68, interpolation)[3:43, 4:54])
 
@@ -181,9 +187,11 @@ def test_a_pillow_that_resizes_otherwise_is_noticed(
     pixels = hard_pictures(75, 100)["noise"]
     for change in (Image.Resampling.HAMMING, Image.Resampling.BOX):
         monkeypatch.setattr(Image.Image, "resize", lambda im, size, _, c=change: real(im, size, c))
-        kernel.cache_clear()
-        assert kernel("bilinear") is None
-        assert kernel("bicubic") is None
+        why_pillow.cache_clear()
+        for interpolation in WITH_KERNEL:
+            assert kernel(interpolation) is None
+            if COMPILER:
+                assert why_pillow(interpolation).startswith("this Pillow resizes otherwise")
         got = resized_window(pixels, (51, 68), (0, 0), (51, 68))
         monkeypatch.undo()
         assert np.array_equal(got, by_pillow(pixels, 51, 68, change.name.lower()))
@@ -229,6 +237,7 @@ def test_the_kernel_writes_into_the_array_it_is_given() -> None:
         ({"pixels": np.zeros((6, 5, 3, 1), np.uint8)}, "pictures must be"),
         ({"out": np.zeros((3, 2, 3, 1), np.uint8)}, "pictures must be"),
         ({"pixels": np.zeros((6, 5, 3), np.uint16)}, "pictures must be"),
+        ({"pixels": np.zeros((6, 5, 3), np.int8)}, "pictures must be"),
         ({"out": np.zeros((3, 2, 1), np.uint8)}, "pictures must be"),
         ({"out": np.zeros((3, 2, 3), np.float32)}, "pictures must be"),
         ({"out": np.zeros((4, 2, 3), np.uint8)}, "do not belong"),
@@ -241,7 +250,10 @@ def test_the_kernel_writes_into_the_array_it_is_given() -> None:
         ({"low_across": np.zeros((2, 1), np.int32)}, "do not belong"),
         ({"low_across": np.array([0, 2])}, "do not belong"),
         ({"low_down": np.array([0, 2, 6], np.int32)}, "do not belong"),
+        ({"low_across": np.zeros(2, np.float32)}, "do not belong"),
         ({"weights_across": np.zeros((2, 3), np.int32)}, "do not belong"),
+        ({"weights_across": np.zeros((2, 0), np.int32)}, "do not belong"),
+        ({"weights_across": np.zeros((2, 4), np.float32)}, "do not belong"),
         ({"weights_down": np.zeros((3, 4))}, "do not belong"),
         ({"weights_down": np.zeros(12, np.int32)}, "do not belong"),
         ({"weights_down": np.zeros((3, 4, 1), np.int32)}, "do not belong"),

@@ -319,7 +319,7 @@ def doctor(cache_dir: CacheDir = Path("cache"), json_output: Json = False) -> No
     from featx.devices import resolve_device
     from featx.engines.choice import default_engine
     from featx.engines.store import folder as engine_folder
-    from featx.resampling import kernel
+    from featx.resampling import why_pillow
     from featx.weights import checkpoint_folder
 
     device = resolve_device("auto")
@@ -339,9 +339,9 @@ def doctor(cache_dir: CacheDir = Path("cache"), json_output: Json = False) -> No
         "fast JPEG decoding": "simplejpeg"
         if importlib.util.find_spec("simplejpeg")
         else "no: Pillow is used",
-        "fast resizing": "compiled"
-        if kernel("bilinear")
-        else "no: Pillow is used; with a C compiler, pip install featx again",
+        "fast resizing": f"no: Pillow is used, for {why}"
+        if (why := why_pillow("bilinear"))
+        else "compiled",
         "HEIC": "yes"
         if importlib.util.find_spec("pillow_heif")
         else "no: pip install 'featx[heic]'",
