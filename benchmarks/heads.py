@@ -61,7 +61,8 @@ from benchmarks import machine
 from benchmarks.features import Floats, Judged, draw_features, judge
 from featx.heads import DINOV2_C_GRID, LogisticHead, MLPHead, RidgeHead
 from featx.heads.base import learn_standardisation
-from featx.heads.solver import Problem, Solution
+from featx.heads.solution import Solution
+from featx.heads.solver import Problem
 from featx.heads.standardised import FeatureRows
 from featx.heads.training import batch_size_of, learning_rate_of
 

@@ -23,6 +23,7 @@ from featx.errors import InputError
 from featx.folds import cross_validation_folds
 from featx.heads import C_GRID, DINOV2_C_GRID, LogisticHead
 from featx.heads.base import learn_standardisation
+from featx.heads.loss import LogLoss
 from featx.heads.solver import Problem
 from featx.heads.spaces import FeatureSpace, SpanSpace, leading_axes
 from featx.heads.standardised import FeatureRows, WorkingRows, gram
@@ -262,8 +263,8 @@ def test_an_iteration_costs_two_products_with_the_features(monkeypatch):
             lambda self, *a, name=name, real=real: (calls.append(name), real(self, *a))[1],
         )
     trials = []
-    real_evaluate = Problem._evaluate
-    monkeypatch.setattr(Problem, "_evaluate", lambda *a: (trials.append(1), real_evaluate(*a))[1])
+    real_at = LogLoss.at
+    monkeypatch.setattr(LogLoss, "at", lambda *a: (trials.append(1), real_at(*a))[1])
     solution = whole.solve([10.0], 1e-6, 1000)[0]
     assert calls.count("products") == solution.n_iter > 10
     assert calls.count("sums") == solution.n_iter + 1

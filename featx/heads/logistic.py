@@ -28,7 +28,8 @@ from featx.heads.base import (
     learn_standardisation,
     require,
 )
-from featx.heads.solver import Fitted, Problem
+from featx.heads.solution import Fitted
+from featx.heads.solver import Problem
 from featx.heads.standardised import FeatureRows
 
 # The protocol of Kornblith et al. 2019 ("Do Better ImageNet Models Transfer Better?") and CLIP

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
@@ -23,12 +22,13 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from featx.heads.loss import LogLoss
+from featx.heads.solution import Batch, Fitted, Solution, enough_norm
 from featx.heads.spaces import Anchor, FeatureSpace, Space, SpanSpace, inner
 from featx.heads.standardised import FeatureRows
 
 _SMALL_WORK: Final = 50_000_000  # multiply-adds of a product below which float64 costs little
 _MEMORY: Final = 6  # L-BFGS corrections kept; 3 to 20 take the same number of iterations
-_CHUNK_BYTES: Final = {"cpu": 2 << 20, "cuda": 256 << 20}  # of logits looked at together
 # Wolfe's conditions for a step (Nocedal & Wright 2006, section 3.1), the first as far as rounding
 # allows (Hager & Zhang 2005). A trial costs no product with the features: so the second is 0.5
 # instead of the usual 0.9, which takes a fifth off the iterations.
@@ -41,80 +41,6 @@ _PATIENCE: Final = 30  # iterations that lower neither objective nor gradient, t
 _MAX_ANCHORS: Final = 5
 _GPU_SHARE: Final = 0.4  # of a GPU's free memory, for problems side by side
 _CURVATURE_EVERY: Final = 5  # iterations
-_SMALLEST_CURVATURE: Final = 1e-8
-
-
-@dataclass(frozen=True)
-class Solution:
-    """One problem's weights, how they were reached, and what the next problem learns from them."""
-
-    x: Tensor  # (p, 1, k, m + 1) float64, a vector of the space
-    logits: Tensor  # (1, k, n) float64, of the rows
-    n_iter: int
-    gradient_norm: float
-    converged: bool
-    penalty: float = 0.0
-    gradient: Tensor | None = None  # (p, 1, k, m + 1)
-
-
-@dataclass(frozen=True)
-class Fitted:
-    """Weights on the standardised features, and the norm of the gradient there in float64."""
-
-    W: npt.NDArray[np.float64]  # (k, d)
-    b: npt.NDArray[np.float64]  # (k,)
-    n_iter: int
-    gradient_norm: float
-    enough: float  # the norm at which it has converged
-
-
-@dataclass
-class _Batch:
-    """Problems under way, side by side, and what is known of each at its x."""
-
-    which: list[int]
-    penalty: Tensor  # (B,)
-    x: Tensor  # (p, B, k, m + 1)
-    logits: Tensor  # (B, k, n)
-    loss: Tensor  # (B,)
-    residual: Tensor  # (B, k, n), the loss's derivatives by the logits
-    spare: Tensor  # (B, k, n), written by the next step: memory anew each time costs much
-    logits_z: Tensor  # (B, k, n), of the direction; also written anew
-    gradient: Tensor  # (p, B, k, m + 1)
-    curvature: Tensor  # (B,), see Space.precondition; from time to time
-    stuck: Tensor  # (B,) bool: no step along the preconditioned gradient goes down
-    best: Tensor  # (B,) the smallest norm of the gradient so far
-    lower: Tensor  # (B,) bool: the last step has lowered the objective
-    waited: Tensor  # (B,) iterations since the last gain in either
-    # Corrections (s, y, 1 / <s, y>), the oldest first; 0 for the last where a problem has none.
-    pairs: list[tuple[Tensor, Tensor, Tensor]]
-
-    def keep(self, which: Tensor) -> None:
-        """Only the problems that are still to be solved."""
-        self.which = [self.which[i] for i in which.tolist()]
-        for name in ("penalty", "logits", "loss", "residual", "spare", "logits_z", "curvature"):
-            setattr(self, name, getattr(self, name)[which])
-        for name in ("stuck", "best", "lower", "waited"):
-            setattr(self, name, getattr(self, name)[which])
-        self.x, self.gradient = self.x[:, which], self.gradient[:, which]
-        self.pairs = [(s[:, which], y[:, which], rho[which]) for s, y, rho in self.pairs]
-
-    def enough(self, tol: float, gap: float) -> Tensor:
-        """The gradient's norm (B,) to be reached: see `_enough`."""
-        squares = inner(self.x[..., :-1], self.x[..., :-1])
-        return _enough(tol, gap, self.loss + self.penalty / 2 * squares, self.penalty)
-
-    def solution(self, i: int, n_iter: int, norm: float, *, converged: bool) -> Solution:
-        """Problem i as it stands."""
-        return Solution(
-            self.x[:, i : i + 1],
-            self.logits[i : i + 1],
-            n_iter,
-            norm,
-            converged,
-            float(self.penalty[i]),
-            self.gradient[:, i : i + 1],
-        )
 
 
 class Problem:
@@ -137,9 +63,7 @@ class Problem:
         kind = SpanSpace if d > n and SpanSpace.fits(n, dtype) else FeatureSpace
         self.rows, self.device, self.k, self.intercept = rows, device, n_classes, intercept
         self.space: Space = kind(rows, others, dtype, device)
-        self.y = torch.from_numpy(y).to(device)
-        self.total_weight = float(weight.sum())
-        self.share = torch.from_numpy(weight / self.total_weight).to(device)  # (n,), sums to 1
+        self.loss = LogLoss(y, weight, device)
 
     def fit(self, C: float, tol: float, max_iter: int, *, gap: float = math.inf) -> Fitted:
         """Solve for one C until the gradient, measured in float64 on the features, is small enough.
@@ -165,8 +89,8 @@ class Problem:
         return Fitted(W.cpu().numpy(), b.cpu().numpy(), n_iter, anchor.norm, enough)
 
     def _enough(self, C: float, value: Tensor, tol: float, gap: float) -> float:
-        penalty = torch.full_like(value, 1 / (C * self.total_weight))
-        return float(_enough(tol, gap, value, penalty))
+        penalty = torch.full_like(value, 1 / (C * self.loss.total_weight))
+        return float(enough_norm(tol, gap, value, penalty))
 
     def path(
         self,
@@ -239,16 +163,16 @@ class Problem:
                     break
                 batch.keep((~ended).nonzero()[:, 0])
             if n_iter % _CURVATURE_EVERY == 0:
-                batch.curvature = self._curvature(batch.residual)
+                batch.curvature = self.loss.curvature(batch.residual)
             if n_iter == 0 and len(path) > 1:
                 self._go_on(batch, *path[-2:])
             else:
                 self._iterate(batch, anchor)
         return [done[i] for i in range(len(Cs))]
 
-    def _begin(self, Cs: Sequence[float], start: Solution | None, anchor: Anchor | None) -> _Batch:
+    def _begin(self, Cs: Sequence[float], start: Solution | None, anchor: Anchor | None) -> Batch:
         B = len(Cs)
-        penalty = 1 / (self.total_weight * torch.tensor(Cs, dtype=torch.float64))
+        penalty = 1 / (self.loss.total_weight * torch.tensor(Cs, dtype=torch.float64))
         penalty = penalty.to(self.device)
         if start is None:
             x = self.space.zeros(B, self.k)
@@ -256,7 +180,7 @@ class Problem:
         else:
             x, logits = start.x.repeat(1, B, 1, 1), start.logits.repeat(B, 1, 1)
         residual = torch.empty_like(logits)
-        loss, _ = self._evaluate(logits, None, penalty, residual)
+        loss, _ = self.loss.at(logits, None, penalty, residual)
         if start is None or start.gradient is None:
             gradient = self._gradient(residual, x, penalty, anchor)
         else:  # another penalty changes it by what is known
@@ -264,7 +188,7 @@ class Problem:
             more = (penalty - start.penalty)[:, None, None]
             gradient[..., :-1].addcmul_(more, x[..., :-1])
         stuck = torch.zeros(B, dtype=torch.bool, device=self.device)
-        return _Batch(
+        return Batch(
             which=list(range(B)),
             penalty=penalty,
             x=x,
@@ -282,7 +206,7 @@ class Problem:
             pairs=[],
         )
 
-    def _go_on(self, batch: _Batch, before: Solution, start: Solution) -> None:
+    def _go_on(self, batch: Batch, before: Solution, start: Solution) -> None:
         """The first step of every problem, onward from `before` through `start`."""
         z = (start.x - before.x).repeat(1, len(batch.which), 1, 1)
         torch.sub(start.logits, before.logits, out=batch.logits_z[:1])
@@ -292,13 +216,13 @@ class Problem:
         self._step(batch, (z * down).to(self.space.dtype), None, flatter=_FLATTER_ONWARD)
         batch.stuck = torch.zeros_like(batch.stuck)  # L-BFGS's own direction is still to be tried
 
-    def _iterate(self, batch: _Batch, anchor: Anchor | None) -> None:
+    def _iterate(self, batch: Batch, anchor: Anchor | None) -> None:
         """One step of every problem in L-BFGS's direction."""
         z = self._direction(batch)
         self.space.logits(z, batch.logits_z)
         self._step(batch, z, anchor, flatter=_FLATTER)
 
-    def _step(self, batch: _Batch, z: Tensor, anchor: Anchor | None, *, flatter: float) -> None:
+    def _step(self, batch: Batch, z: Tensor, anchor: Anchor | None, *, flatter: float) -> None:
         """A step of every problem along z, whose logits are `logits_z`."""
         slope = inner(batch.gradient, z)
         t, loss, residual, gain, failed = self._search(batch, z, slope, flatter)
@@ -326,16 +250,7 @@ class Problem:
             gradient[..., -1] = 0
         return gradient
 
-    def _curvature(self, residual: Tensor) -> Tensor:
-        """Mean p (1 - p) of each problem over rows and classes: (B,)."""
-        total = residual.new_zeros(len(residual))
-        for part in self._parts(residual):
-            share = self.share[part].clamp(min=torch.finfo(residual.dtype).tiny)
-            by_share = residual[..., part].abs()  # p times the share, or 1 - p
-            total += (by_share - by_share.square() / share).sum(dim=(1, 2))
-        return total.div(self.k).clamp(min=_SMALLEST_CURVATURE)
-
-    def _direction(self, batch: _Batch) -> Tensor:
+    def _direction(self, batch: Batch) -> Tensor:
         """Minus nearly the inverse Hessian times the gradient: L-BFGS's two loops."""
         q = batch.gradient.to(self.space.dtype)
         scales = batch.curvature.to(q.dtype), batch.penalty.to(q.dtype)
@@ -354,7 +269,7 @@ class Problem:
         return -z
 
     def _search(
-        self, batch: _Batch, z: Tensor, slope: Tensor, flatter: float
+        self, batch: Batch, z: Tensor, slope: Tensor, flatter: float
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """Step lengths (B,), losses and residuals there, who gains by it, who found no step.
 
@@ -373,7 +288,7 @@ class Problem:
         t, low = torch.ones_like(slope), torch.zeros_like(slope)
         high, slope_low, slope_high = low + torch.inf, slope, low
         for _ in range(_MAX_TRIALS):
-            loss, along = self._evaluate(batch.logits, logits_z, t, residual)
+            loss, along = self.loss.at(batch.logits, logits_z, t, residual)
             value_t = loss + xx + t * (slope - along_0 + t * zz)
             slope_t = slope + along - along_0 + 2 * t * zz
             lower = value_t <= value + _DECREASE * t * slope + _ROUNDING * value
@@ -391,30 +306,8 @@ class Problem:
             between = low + (high - low) * (slope_low / (slope_low - slope_high)).clamp(0.1, 0.9)
             t = torch.where(ok, t, torch.where(high.isfinite(), between, further))
         t = torch.where(ok, t, 0)
-        loss, _ = self._evaluate(batch.logits, logits_z, t, residual)
+        loss, _ = self.loss.at(batch.logits, logits_z, t, residual)
         return t, loss, residual, ok & (value_t < value * (1 - _ROUNDING)), ~ok
-
-    def _evaluate(
-        self, logits: Tensor, logits_z: Tensor | None, t: Tensor, residual: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Loss and its slope (B,) at ``logits + t * logits_z``; writes the residual (B, k, n)."""
-        loss = torch.zeros_like(t)
-        for part in self._parts(logits):
-            p = residual[..., part]  # (B, k, c), in place
-            if logits_z is None:
-                p.copy_(logits[..., part])
-            else:
-                torch.addcmul(logits[..., part], logits_z[..., part], t[:, None, None], out=p)
-            loss += _to_residual(p, self.y[part], self.share[part])
-        if logits_z is None:
-            return loss, torch.zeros_like(t)
-        return loss, torch.linalg.vecdot(residual.flatten(1), logits_z.flatten(1))
-
-    def _parts(self, logits: Tensor) -> Iterator[slice]:
-        """Cut the rows of logits (B, k, n) into parts that are looked at together."""
-        B, k, n = logits.shape
-        width = max(1, _CHUNK_BYTES[self.device.partition(":")[0]] // (8 * B * k))
-        return (slice(first, first + width) for first in range(0, n, width))
 
     def _measure(self, solution: Solution, C: float) -> tuple[Anchor, Tensor, Tensor, Tensor]:
         """The gradient at a solution in float64 on the features, the weights (k, d), (k,), and the
@@ -428,34 +321,13 @@ class Problem:
             Z = torch.from_numpy(block).to(W.device)  # (b, d)
             logits[0, :, part] = W @ Z.T + b[:, None]
             p = logits[..., part].clone()
-            loss += _to_residual(p, self.y[part], self.share[part])
+            loss += self.loss.to_residual(p, part)
             residual[..., part] = p
             sums.addmm_(p[0], Z)
-        strength = C * self.total_weight  # class by class: (k, d) may be as large as many rows
+        strength = C * self.loss.total_weight  # class by class: (k, d) may be as large as many rows
         classes = zip(sums, W, strict=True)
         squares = torch.stack([(s + w / strength).square().sum() for s, w in classes]).sum()
         if self.intercept:
             squares += residual.sum(dim=-1).square().sum()
         value = loss[0] + sum(w.square().sum() for w in W) / (2 * strength)
         return Anchor(float(squares.sqrt()), logits, residual, sums), W, b, value
-
-
-def _enough(tol: float, gap: float, value: Tensor, penalty: Tensor) -> Tensor:
-    """The gradient's norm to reach: `tol`, or less to be within `gap` of the minimum, relatively.
-
-    The penalty makes it strongly convex in the weights: value - minimum <= norm^2 / (2 penalty),
-    as far as the gradient is theirs and not the intercept's, which has no penalty.
-    """
-    return (2 * gap * penalty * value).sqrt().clamp(max=tol)
-
-
-def _to_residual(logits: Tensor, y: Tensor, share: Tensor) -> Tensor:
-    """Turn logits (B, k, c) into the loss's derivatives by them, and return the loss (B,)."""
-    label = y.expand(len(logits), 1, -1)
-    logits -= logits.amax(dim=1, keepdim=True)
-    of_label = logits.gather(1, label)
-    total = logits.exp_().sum(dim=1, keepdim=True)
-    loss = ((total.log() - of_label) * share).sum(dim=(1, 2))
-    logits *= share / total  # the probabilities, times the shares
-    logits.scatter_add_(1, label, -share.expand_as(of_label))
-    return loss
