@@ -24,8 +24,8 @@ import numpy as np
 from PIL import Image, ImageEnhance
 
 import featx
-from featx.duplicates import Likeness
 from featx.featureset import FeatureSet
+from featx.likeness import Likeness
 from featx.report.grid import image_grid
 
 THRESHOLDS: Final = (0.60, 0.65, 0.70, 0.75, 0.80, 0.85, 0.90, 0.95)

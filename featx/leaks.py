@@ -8,8 +8,9 @@ from typing import Any, Final
 
 import numpy as np
 
-from featx.duplicates import DEFAULT_THRESHOLD, Images, Likeness, nearest_duplicates
+from featx.duplicates import DEFAULT_THRESHOLD, Images, nearest_duplicates
 from featx.featureset import FeatureSet
+from featx.likeness import Likeness
 from featx.metrics import Estimate
 
 TOO_MANY: Final = "there are too many images to compare unasked (--duplicate-threshold asks)"

@@ -11,15 +11,15 @@ from PIL import Image
 from sklearn.decomposition import PCA
 
 import featx
-from featx import duplicates
+from featx import likeness
 from featx.duplicates import (
     Images,
-    Likeness,
     find_duplicates,
     merged_groups,
     nearest_duplicates,
 )
 from featx.errors import InputError
+from featx.likeness import Likeness
 
 UNKNOWN = np.zeros((1, 32), np.uint8)
 
@@ -46,7 +46,7 @@ def similarities(X: np.ndarray) -> np.ndarray:
 
 @pytest.fixture
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(duplicates, "_MOST_ROWS", 7)
+    monkeypatch.setattr(likeness, "_MOST_ROWS", 7)
 
 
 def test_a_copied_file_is_an_exact_duplicate_and_another_file_is_none() -> None:
@@ -94,12 +94,12 @@ def test_what_similarity_is_taken_by_is_learnt_from_a_sample_of_many_images(
     assert np.abs(whole.directions @ whole.directions.T - np.eye(10)).max() < 1e-9
     assert (whole.factors <= 1).all()
     assert np.abs(whole.directions[0]).argmax() == 0
-    monkeypatch.setattr(duplicates, "_SAMPLE", 100)
+    monkeypatch.setattr(likeness, "_SAMPLE", 100)
     sample = Likeness.learn(X)
     assert np.abs(sample.directions[0]).argmax() == 0
     assert sample.factors[0] == pytest.approx(whole.factors[0], rel=0.3)
     assert np.array_equal(sample.mean, whole.mean)
-    monkeypatch.setattr(duplicates, "_BLOCK_BYTES", 8 * 20 * 16)  # room for 32 rows
+    monkeypatch.setattr(likeness, "_BLOCK_BYTES", 8 * 20 * 16)  # room for 32 rows
     assert len(Likeness.learn(X).factors) == 4
 
 
