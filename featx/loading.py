@@ -135,7 +135,8 @@ class Loader:
     def picture_of(self, pixels: np.ndarray, sha256: bytes) -> Picture:
         """The picture of decoded pixels (h, w, 3), which others may have to resize."""
         if self.store_size is not None:
-            whole = self.transform.shrunk(self._channels(pixels), self.store_size)
+            of_channels = self._channels(pixels)
+            whole = self.transform.shrunk(of_channels, self.store_size, mode=self.mode)
             h, w = whole.shape[:2]
             square = np.zeros(self.shape, np.uint8)
             square[:h, :w] = whole

@@ -216,10 +216,13 @@ class Transform:
             return part if shape == (self.crop, self.crop) else _center_crop(part, self.crop)
         return _crop_of_resized(pixels, new_h, new_w, self.crop, INTERPOLATIONS[self.interpolation])
 
-    def shrunk(self, pixels: np.ndarray, side: int) -> np.ndarray:
+    def shrunk(
+        self, pixels: np.ndarray, side: int, *, mode: Literal["exact", "fast"] = "fast"
+    ) -> np.ndarray:
         """Return a whole picture (h, w, c) uint8, its long side `side` if it was longer.
 
-        By Pillow's filter of `interpolation`. A smaller picture is returned as it is.
+        By Pillow's filter of `interpolation`, and in the ways of `resize_crop`. A smaller picture
+        is returned as it is.
         """
         from PIL import Image
 
@@ -227,7 +230,9 @@ class Transform:
         long = max(h, w)
         if long <= side:
             return pixels
-        new_h, new_w = (max(1, round(side * length / long)) for length in (h, w))
+        new = new_h, new_w = max(1, round(side * h / long)), max(1, round(side * w / long))
+        if mode == "fast" and h <= MAX_ROWS_FIRST * w:
+            return resized_window(pixels, new, (0, 0), new, self.interpolation)
         resample = Image.Resampling(INTERPOLATIONS[self.interpolation])
         return pixels_of(image_of(pixels).resize((new_w, new_h), resample))
 

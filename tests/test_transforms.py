@@ -202,6 +202,29 @@ def test_fast_resizes_only_what_the_crop_keeps(
     assert seen == calls
 
 
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic", "box"])
+@pytest.mark.parametrize(
+    ("h", "w"), [(300, 400), (400, 300), (90, 40), (40, 90), (33, 2), (48, 48)]
+)
+def test_a_whole_picture_is_shrunk_by_pillow_in_either_mode(
+    interpolation: str, h: int, w: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+    real = transforms.resized_window
+    monkeypatch.setattr(transforms, "resized_window", lambda *a: calls.append(a[1:4]) or real(*a))
+    transform = IMAGENET.replace(interpolation=interpolation)
+    filter_ = Image.Resampling[interpolation.upper()]
+    pixels = pictures(h, w)["noise"]
+    new = max(1, round(48 * h / max(h, w))), max(1, round(48 * w / max(h, w)))
+    expected = pixels
+    if max(h, w) > 48:
+        expected = np.asarray(Image.fromarray(pixels).resize(new[::-1], filter_))
+    assert np.array_equal(transform.shrunk(pixels, 48, mode="exact"), expected)
+    assert calls == []
+    assert np.array_equal(transform.shrunk(pixels, 48), expected)
+    assert calls == ([(new, (0, 0), new)] if max(h, w) > 48 and h <= 1.9 * w else [])
+
+
 @pytest.mark.real_data
 @pytest.mark.skipif(not (REAL_DATA / "data" / "birds").is_dir(), reason="no FEATX_REAL_DATA")
 def test_fast_is_within_one_of_exact_on_real_photographs() -> None:
