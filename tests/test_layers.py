@@ -83,7 +83,7 @@ SHELVES: tuple[frozenset[str], ...] = tuple(
                 "isolation",
                 "leaks",
             },
-            {"quick_start", "crossfit", "passes", "head_names", "protocol"},
+            {"quick_start", "crossfit", "passes", "head_names", "protocol", "testable"},
             {"pipeline", "target", "calibration"},
             {"filling", "recorded"},
             {
