@@ -18,7 +18,8 @@ from typer.testing import CliRunner
 
 import featx
 from featx.cli import app
-from featx.cross_validation import corrected_interval, cross_validate, cross_validate_like
+from featx.cross_validated import corrected_interval
+from featx.cross_validation import cross_validate, cross_validate_like
 from featx.errors import InputError
 from featx.fitting import fit_head
 from featx.folds import cross_validation_folds

@@ -83,7 +83,16 @@ SHELVES: tuple[frozenset[str], ...] = tuple(
                 "isolation",
                 "leaks",
             },
-            {"quick_start", "crossfit", "passes", "head_names", "protocol", "testable"},
+            {
+                "quick_start",
+                "crossfit",
+                "passes",
+                "head_names",
+                "protocol",
+                "testable",
+                "standings",
+                "cross_validated",
+            },
             {"pipeline", "target", "calibration"},
             {"filling", "recorded"},
             {

@@ -14,10 +14,10 @@ from featx.cli.reporting import leaks_of_test
 from featx.counting import counted
 
 if TYPE_CHECKING:
-    from featx.comparing import Comparison, Leaderboard
     from featx.comparison import Difference
     from featx.fitting import Fit
     from featx.metrics import Estimate
+    from featx.standings import Comparison, Leaderboard
 
 
 @command
@@ -49,8 +49,9 @@ def compare(
     p-value of McNemar's exact test, corrected for all pairs (Holm). Groups that a head's split kept
     whole are drawn and exchanged whole.
     """
-    from featx.comparing import Leaderboard, leaderboard
     from featx.comparing import compare as run
+    from featx.comparing import leaderboard
+    from featx.standings import Leaderboard
 
     named = files or [cache_dir]
     found: Comparison | Leaderboard

@@ -10,7 +10,7 @@ from featx.cli.output import images, out, print_and_write, print_json, progress_
 from featx.errors import InputError
 
 if TYPE_CHECKING:
-    from featx.cross_validation import CrossValidation
+    from featx.cross_validated import CrossValidation
 
 _SHOWN_CHOICES = 4
 _NAMES = {

@@ -12,11 +12,11 @@ import numpy as np
 
 from featx.auditing import Audit
 from featx.cache.files import WRITE_ELSEWHERE, told_as_disk_error
-from featx.comparing import Comparison, Leaderboard
-from featx.cross_validation import FIGURES, CrossValidation
+from featx.cross_validated import FIGURES, CrossValidation
 from featx.evaluation import Evaluation
 from featx.metrics import Reliability
 from featx.report.plots import confusion_matrix_png, reliability_png
+from featx.standings import Comparison, Leaderboard
 
 
 def write_evaluation(
