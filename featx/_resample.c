@@ -130,13 +130,16 @@ static void resample_anywhere(PARAMETERS) { resample(ARGUMENTS); }
 __attribute__((target("avx2"))) static void resample_avx2(PARAMETERS) { resample(ARGUMENTS); }
 #endif
 
-static int is_int32(const Py_buffer *view) { /* Windows calls it "l" */
-    return view->itemsize == 4 && (!strcmp(view->format, "i") || !strcmp(view->format, "l"));
+static int is_of(const Py_buffer *view, const char *format) {
+    return view->format != NULL && !strcmp(view->format, format);
+}
+
+static int is_int32(const Py_buffer *view) {
+    return view->itemsize == 4 && (is_of(view, "i") || is_of(view, "l")); /* the latter: Windows */
 }
 
 static int is_picture(const Py_buffer *view) {
-    return view->ndim == 3 && !strcmp(view->format, "B") &&
-           (view->shape[2] == 3 || view->shape[2] == 1);
+    return view->ndim == 3 && is_of(view, "B") && (view->shape[2] == 3 || view->shape[2] == 1);
 }
 
 /* What two arrays say of an axis of `size` pixels; 0 where they are not (n) and (n, taps) int32,
@@ -196,10 +199,11 @@ static PyObject *py_resample(PyObject *module, PyObject *args) {
     if (!PyArg_ParseTuple(args, "OOOOOO:resample", &given[0], &given[1], &given[2], &given[3],
                           &given[4], &given[5]))
         return NULL;
-    for (; n < 6; n++)
-        if (PyObject_GetBuffer(given[n], &view[n],
-                               PyBUF_C_CONTIGUOUS | PyBUF_FORMAT | (n == 1 ? PyBUF_WRITABLE : 0)) < 0)
+    for (; n < 6; n++) {
+        const int written = n == 1 ? PyBUF_WRITABLE : 0;
+        if (PyObject_GetBuffer(given[n], &view[n], PyBUF_C_CONTIGUOUS | PyBUF_FORMAT | written) < 0)
             break;
+    }
     if (n == 6) {
         const Py_buffer *pixels = &view[0], *out = &view[1];
         Axis columns, rows;
