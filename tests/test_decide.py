@@ -101,6 +101,35 @@ def test_a_half_mounted_disk_is_refused_unless_pruned(tmp_path: Path) -> None:
     assert decision(rows_of(9), path).gone == 1  # a tenth is no more than a tenth
 
 
+def test_a_class_without_any_image_left_is_refused_unless_pruned(tmp_path: Path) -> None:
+    labels = np.arange(30) % 2
+    labels[[4, 5]] = 2
+    classes = ("ants", "bees", "wasps")
+    before = replace(rows_of(30, labels=labels), classes=classes)
+    path = finished(tmp_path / "a.h5", before)
+
+    def without(*gone: int) -> Rows:
+        keep = np.setdiff1d(np.arange(30), gone)
+        return replace(
+            before,
+            paths=[before.paths[i] for i in keep],
+            **{
+                name: getattr(before, name)[keep]
+                for name in ("labels", "split", "groups", "size_bytes", "mtime_ns")
+            },
+        )
+
+    assert decision(without(4), path).gone == 1
+    with pytest.raises(CacheError, match=r"no image of wasps, classes in .* --prune to go on"):
+        decision(without(4, 5), path)
+    assert decision(without(4, 5), path, prune=True).gone == 2
+    # to another class: the images are there
+    paths = [b"new/" + p if i in (4, 5) else p for i, p in enumerate(before.paths)]
+    moved = replace(before, paths=paths, classes=("ants", "bees", "new"))
+    content = decision(moved, path, hashes=lambda images: [sha_of(30)[i].tobytes() for i in images])
+    assert (content.gone, content.renamed) == (0, 2)
+
+
 def test_bad_images_may_be_removed_without_pruning(tmp_path: Path) -> None:
     path = tmp_path / "a.h5"
     writer = create(path)

@@ -826,6 +826,8 @@ def test_the_home_folder_is_meant_everywhere(
     assert not (tmp_path / "here/~").exists()
     assert featx.extract(f"~/{name}", out="~/a.h5", **TINY).path == home / "a.h5"
     assert featx.load("~/a.h5").path == home / "a.h5"
+    with pytest.raises(CacheError, match="there is no cache at ~nobody_here"):
+        featx.load("~nobody_here")
     assert featx.verify("~/a.h5").ok
     featx.fit_head("~/a.h5", head="centroid", out=home / "b.safetensors")
     assert featx.evaluate("~/a.h5", "~/b.safetensors").head == home / "b.safetensors"

@@ -108,8 +108,8 @@ def decide(
     root : the folder that the paths of `rows` are relative to.
     complete, partial : the finished and the unfinished cache of that name, where they exist.
     hashes : reads files; asked only where size and time of modification do not settle it.
-    prune : accept another root, and the loss of more than a tenth of the rows; images whose
-        content had failed may go.
+    prune : accept another root, and the loss of more than a tenth of the rows or of all of a
+        class; images whose content had failed may go.
     trust : what is believed unseen; by default equal size and time, and failures of content.
 
     Raises
@@ -117,7 +117,7 @@ def decide(
     SpecMismatchError
         The cache was made with another spec; the fields are named.
     CacheError
-        Another root, or more than a tenth of its images gone, without `prune`.
+        Another root, or more than a tenth of its images or all of a class gone, without `prune`.
     """
     trust = trust or Trust()
     nothing = np.full(len(rows), -1, np.int64)
@@ -147,6 +147,12 @@ def decide(
                 f"{match.lost:,} of the {len(each):,} images in {each.path} are no longer under "
                 f"{root}; is a disk not mounted? Say --prune to drop them, or --out for another "
                 "file"
+            )
+        if match.lost_classes and not prune and each in (source, complete):
+            raise CacheError(
+                f"no image of {' or '.join(match.lost_classes[:3])}, classes in {each.path}, is "
+                f"under {root} any more; is a disk not mounted? Say --prune to go on without "
+                "them, or --out for another file"
             )
     counts = {
         "new": found.new,
@@ -198,6 +204,7 @@ class _Match:
     changed: int
     gone: int
     lost: int  # of those gone, all but the rows whose content had failed
+    lost_classes: tuple[str, ...]  # names of those that have no other row
     renamed: int
     again: int
 
@@ -221,15 +228,26 @@ def _match(rows: Rows, source: CacheFile, hashes: Hashes, trust: Trust) -> _Matc
     left = np.ones(len(source), bool)  # rows that no image of now belongs to
     left[row[there]] = False
     left[by_content[renamed]] = False
+    lost = left & (status <= Status.UNREADABLE)
     return _Match(
         rows=matched,
         new=int((~there & ~renamed).sum()),
         changed=int(changed.sum()),
         gone=int(left.sum()),
-        lost=int((left & (status <= Status.UNREADABLE)).sum()),
+        lost=int(lost.sum()),
+        lost_classes=_lost_classes(source, left, lost),
         renamed=int(renamed.sum()),
         again=int((again & ~changed).sum()),
     )
+
+
+def _lost_classes(source: CacheFile, left: np.ndarray, lost: np.ndarray) -> tuple[str, ...]:
+    """Names of the classes that had images which could be used, and have lost every one."""
+    if not lost.any():
+        return ()
+    labels = source.read("labels")
+    gone = np.setdiff1d(labels[lost & (labels >= 0)], labels[~left])
+    return tuple(source.classes[label] for label in gone)
 
 
 def _usable(status: np.ndarray, trust: Trust) -> np.ndarray:

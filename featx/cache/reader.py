@@ -165,7 +165,7 @@ def open_cache(path: str | os.PathLike[str], *, partial: bool = False) -> CacheF
     CacheError
         No such file, not a cache, unfinished, damaged, or written by a newer featx.
     """
-    path = Path(path).expanduser()
+    path = Path(os.path.expanduser(path))  # noqa: PTH111 (that of Path raises for unknown users)
     if not path.is_file():
         raise CacheError(_missing(path))
     if path.name.endswith(PARTIAL_SUFFIX) and not partial:

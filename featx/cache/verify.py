@@ -84,7 +84,7 @@ def open_to_check(path: str | os.PathLike[str]) -> CacheFile:
     CacheError
         As `open_cache`.
     """
-    path = Path(path).expanduser()
+    path = Path(os.path.expanduser(path))  # noqa: PTH111 (that of Path raises for unknown users)
     try:
         return open_cache(path)
     except NewerFormatError:

@@ -128,7 +128,7 @@ def load_head(path: str | os.PathLike[str]) -> HeadFile:
         There is no such file, or it is no head file, is damaged, was made by a newer featx, or
         its parts do not fit each other.
     """
-    path = Path(path).expanduser()
+    path = Path(os.path.expanduser(path))  # noqa: PTH111 (that of Path raises for unknown users)
     if not path.is_file():
         raise HeadError(f"there is no head file {path}; make one with `featx fit-head`")
     try:
