@@ -44,7 +44,7 @@ from featx.device_resize import resized
 from featx.images import list_images
 from featx.limits import bare_decoder, decode_bare
 from featx.loading import Loader, batch_of
-from featx.resampling import Windows, kernel
+from featx.resampling import Windows, why_pillow
 from featx.transforms import Transform
 
 PRESET = DenseNet121_Weights.IMAGENET1K_V1.transforms()
@@ -75,7 +75,7 @@ def main() -> None:
             told["decoding"] = {
                 "images": len(files),
                 "mean_file_bytes": round(sum(path.stat().st_size for path in files) / len(files)),
-                "resizing": "compiled" if kernel("bilinear") else "Pillow",
+                "resizing": "Pillow" if why_pillow("bilinear") else "compiled",
                 "pixels_not_equal": compare_pixels(files, loader, child, leaving),
             }
             ways: dict[str, Callable[[Path], Any]] = {
@@ -90,6 +90,8 @@ def main() -> None:
         finally:
             child.end()
             leaving.end()
+    if why_pillow("bilinear"):
+        print(f"resized by Pillow: {why_pillow('bilinear')}")
     told["decoding"]["ways"] = report(*times)
     out = arguments.out or machine.results_path(told, "decoding")
     out.write_text(json.dumps(told, indent=1) + "\n", "utf-8")

@@ -21,6 +21,7 @@ import importlib
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
@@ -286,7 +287,10 @@ def why_pillow(interpolation: str) -> str | None:
     try:
         compiled = importlib.import_module("featx._resample")
     except ImportError:
-        return "featx was installed without a C compiler or Python's headers"
+        return (
+            f"nothing is compiled in {Path(__file__).parent}: install featx where there are a C "
+            "compiler and Python's headers (a clone that it runs from by pip install -e .)"
+        )
     rng = np.random.default_rng(0)
     for h, w, c, new_h, new_w in _TRIED:
         pixels = rng.integers(0, 256, (h, w, c), dtype=np.uint8)

@@ -515,7 +515,7 @@ def test_cuts_lists_where_a_network_can_be_cut() -> None:
     assert any(not cut["is_legal"] for cut in everything)
     some = featx_("cuts", "squeezenet1_1", "features.3", "logits", "--all").stdout.splitlines()
     assert [" ".join(line.split()) for line in some] == [
-        "cut shape layout bytes an image parameters before after saved",
+        "cut shape layout bytes an image parameters before after saved also",
         "features.3.cat 128x55x55 nchw 1,548,800 13,200 1,222,296 15.9% features.3",
         "flatten 1000 vector 4,000 1,235,496 0 100.0% logits",
     ]
@@ -636,7 +636,9 @@ def test_doctor_tells_what_this_machine_can_do(monkeypatch: pytest.MonkeyPatch) 
     assert "torch" in featx_("doctor").stdout
     monkeypatch.setattr("featx.resampling.why_pillow", lambda interpolation: "want of a kernel")
     told = json.loads(featx_("doctor", "--json").stdout)
-    assert told["fast resizing"] == "no: Pillow is used, for want of a kernel"
+    assert told["fast resizing"] == "no: Pillow is used; want of a kernel"
+    lines = featx_("doctor").stdout.splitlines()
+    assert not [line for line in lines if line.endswith(" ")]
 
 
 def test_show_draws_a_grid(colour_folder: Folder, tmp_path: Path) -> None:

@@ -30,9 +30,8 @@ def printed(calibrated: bool, **cache: Any) -> tuple[list[Any], Evaluation]:
     fit_head(path, out=HEAD, calibrate=calibrated)
     code = block()
     if calibrated:  # as the comment in the block says
-        line, comment = re.search(r"(p, y = .*?)# if calibrated: (.*)\n", code).groups()
-        steps = comment.replace("temperature", 'head.metadata["calibration"]["temperature"]')
-        code = code.replace(f"{line}# if calibrated: {comment}", f"{line}\n{steps}")
+        line, steps = re.search(r"(p, y = .*?)# if calibrated: (.*)\n", code).groups()
+        code = code.replace(f"{line}# if calibrated: {steps}", f"{line}\n{steps}")
         assert "# if" not in code
     values: list[Any] = []
     exec(compile(code, "README.md", "exec"), {"print": lambda *found: values.extend(found)})

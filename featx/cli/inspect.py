@@ -274,9 +274,9 @@ def cuts(
         print_json([{**vars(cut)} for cut in rows])
         return
     columns = ("bytes an image", "parameters before", "after", "saved")
-    shown = table(None, "cut", "shape", "layout", *columns, "", right=columns)
+    shown = table(None, "cut", "shape", "layout", *columns, "also", right=columns)
     for cut in rows:
-        crossing = () if cut.is_legal else (f"crossed by {', '.join(cut.crossing)}",)
+        crossing = () if cut.is_legal else (f"crossed by {_some(cut.crossing)}",)
         shown.add_row(
             cut.name,
             "x".join(map(str, cut.shape)),
@@ -290,12 +290,18 @@ def cuts(
     out().print(shown)
 
 
+def _some(names: Sequence[str]) -> str:
+    """The first of many names; --json has them all."""
+    more = f" and {len(names) - 3:,} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more
+
+
 def _no_cut(backbone: str, patterns: list[str], found: Sequence[Cut]) -> str:
     """What is wrong with patterns that none of the listed cuts fits."""
     lacks = f"{backbone} has no cut {' or '.join(patterns)}"
     for cut in found:
         if any(map(cut.matches, patterns)):
-            by = ", ".join(cut.crossing)
+            by = _some(cut.crossing)
             return (
                 f"{lacks} that nothing else crosses: what comes after {cut.name} also takes {by}; "
                 "--all shows them"
@@ -339,7 +345,7 @@ def doctor(cache_dir: CacheDir = Path("cache"), json_output: Json = False) -> No
         "fast JPEG decoding": "simplejpeg"
         if importlib.util.find_spec("simplejpeg")
         else "no: Pillow is used",
-        "fast resizing": f"no: Pillow is used, for {why}"
+        "fast resizing": f"no: Pillow is used; {why}"
         if (why := why_pillow("bilinear"))
         else "compiled",
         "HEIC": "yes"

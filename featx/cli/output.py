@@ -6,6 +6,7 @@ import errno
 import functools
 import json
 import os
+import re
 import sys
 import time
 import traceback
@@ -39,7 +40,8 @@ Result = TypeVar("Result")
 
 def out() -> Console:
     """Standard output, for data. Wide where nobody looks, so that no table is folded."""
-    return _console(width=None if sys.stdout.isatty() else 1_000)
+    width = None if sys.stdout.isatty() else 1_000
+    return _console(width=width, file=_Trimmed(sys.stdout))
 
 
 def err() -> Console:
@@ -97,6 +99,19 @@ def table(title: str | None, *columns: str, right: Sequence[str] = ()) -> Table:
     for column in columns:
         made.add_column(column, justify="right" if column in right else "left", overflow="fold")
     return made
+
+
+class _Trimmed:
+    """`stream` without the blanks at the ends of lines, which tables are filled up with."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        return self._stream.write(re.sub(r" +$", "", text, flags=re.MULTILINE))
 
 
 class _StandardOutput:
