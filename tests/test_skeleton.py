@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import io
+import signal
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
+import pytest
 from small_caches import create
 
 from featx.cache import CacheWriter, Rows, open_cache, partial_path, size_of
@@ -42,6 +45,34 @@ def test_a_cache_of_400_gigabytes_is_laid_out_in_a_few_kilobytes() -> None:
     assert made.size_bytes > 400e9
     assert sum(len(data) for _, data in made.metadata) < 16_384
     assert made.offsets["features"] % ALIGNMENT == 0
+
+
+@pytest.mark.parametrize("call", ["write", "seek"])
+def test_ctrl_c_while_hdf5_lays_it_out_is_ctrl_c(
+    call: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layout = columns(10, (5,), "float32", 20, 2, 10)
+    real = getattr(_SparseFile, call)
+    calls: list[int] = []
+
+    def interrupted(self: _SparseFile, *arguments: Any) -> Any:
+        calls.append(1)
+        if len(calls) == at[0]:
+            signal.raise_signal(signal.SIGINT)
+        return real(self, *arguments)
+
+    monkeypatch.setattr(_SparseFile, call, interrupted)
+    at = [0]
+    build_skeleton(layout, ATTRIBUTES)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        for n in range(1, len(calls) + 1):
+            at[0] = n
+            calls.clear()
+            with pytest.raises(KeyboardInterrupt):
+                build_skeleton(layout, ATTRIBUTES)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_the_size_of_a_cache_is_known_before_it_is_laid_out(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -116,7 +117,16 @@ class _SparseFile(io.RawIOBase):
 
 
 def build_skeleton(layout: Mapping[str, Column], attributes: Mapping[str, str]) -> Skeleton:
-    """Let HDF5 lay out the whole file in memory; nothing touches the disk."""
+    """Let HDF5 lay out the whole file in memory; nothing touches the disk.
+
+    In a thread of its own: Ctrl-C raises in the main thread alone, and where it did so in what HDF5
+    calls here, h5py would go on with the exception pending and end in another one.
+    """
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(_laid_out, layout, attributes).result()
+
+
+def _laid_out(layout: Mapping[str, Column], attributes: Mapping[str, str]) -> Skeleton:
     sparse = _SparseFile()
     with h5py.File(
         sparse,
