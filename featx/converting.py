@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from featx.backbones import load_backbone
+from featx.counting import first_few
 from featx.errors import InputError, WeightsError
 from featx.weights import read_state_dict
 from featx.whole_files import write_whole
@@ -133,6 +134,4 @@ def _renamed(
 
 
 def _first(state: Mapping[str, Tensor]) -> str:
-    keys = list(state)
-    more = f" and {len(keys) - 4} more" if len(keys) > 4 else ""
-    return f"the file has {', '.join(keys[:4])}{more}, without what all share, such as module."
+    return f"the file has {first_few(list(state), 4)}, without what all share, such as module."

@@ -8,6 +8,7 @@ from functools import cached_property
 from torch import fx, nn
 
 from featx.axes import Layout, follow_axes
+from featx.counting import first_few
 from featx.errors import InputError
 from featx.keys import has_classifier
 from featx.spelling import did_you_mean
@@ -118,7 +119,7 @@ class CutGraph:
         if not self.crossing[node]:
             return node
         others = [facts(other).path for other in self.crossing[node]]
-        shown = ", ".join(others[:4]) + (f" and {len(others) - 4} more" if len(others) > 4 else "")
+        shown = first_few(others, 4)
         i = self.candidates.index(node)
         before = next((n for n in self.candidates[i::-1] if not self.crossing[n]), None)
         after = next((n for n in self.candidates[i:] if not self.crossing[n]), None)

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from featx.counting import first_few
 from featx.errors import InputError
 
 # line in the list, path as written, label, split, group (None: the list has no such column)
@@ -89,8 +90,7 @@ def read_csv(path: Path) -> ImageList:
     except csv.Error as error:
         raise InputError(f"{path}, line {reader.line_num}: not a valid CSV ({error})") from error
     unknown = [repr(name) for name in header if name not in {"path", "label", "split", "group"}]
-    more = f" and {len(unknown) - _SHOWN:,} more" if len(unknown) > _SHOWN else ""
-    told = f"columns of {path.name} not used: {', '.join(unknown[:_SHOWN])}{more}"
+    told = f"columns of {path.name} not used: {first_few(unknown, _SHOWN)}"
     notes = (told,) if unknown else ()
     return ImageList(
         path,

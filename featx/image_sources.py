@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
+from featx.counting import first_few
 from featx.datasets.packed import find, images_of, located
 from featx.errors import InputError
 
@@ -69,8 +70,7 @@ def shown(name: bytes | str) -> str:
 
 def some(names: Sequence[bytes | str]) -> str:
     """Return the first few of `names` in words, and how many more there are."""
-    more = f" and {len(names) - N_SHOWN:,} more" if len(names) > N_SHOWN else ""
-    return ", ".join(shown(name) for name in names[:N_SHOWN]) + more
+    return first_few(names, N_SHOWN, shown)
 
 
 def is_hidden(name: bytes) -> bool:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 import torch
 from torch import nn
 
+from featx.counting import first_few
 from featx.errors import InputError, WeightsError
 
 # Names that today's modules no longer have; published files still carry some of them
@@ -294,5 +295,4 @@ def _hint(missing: list[str], unexpected: list[str], looks_like: str | None) -> 
 
 
 def _some(keys: list[str]) -> str:
-    more = f" and {len(keys) - _LISTED} more" if len(keys) > _LISTED else ""
-    return ", ".join(keys[:_LISTED]) + more
+    return first_few(keys, _LISTED)

@@ -23,6 +23,7 @@ from featx.cli.output import (
     tell_failures,
 )
 from featx.cli.stopping import listening
+from featx.counting import first_few
 from featx.errors import EXIT_UNUSABLE, InputError
 from featx.image_sources import shown
 from featx.spelling import did_you_mean
@@ -276,7 +277,7 @@ def cuts(
     columns = ("bytes an image", "parameters before", "after", "saved")
     shown = table(None, "cut", "shape", "layout", *columns, "also", right=columns)
     for cut in rows:
-        crossing = () if cut.is_legal else (f"crossed by {_some(cut.crossing)}",)
+        crossing = () if cut.is_legal else (f"crossed by {first_few(cut.crossing, _CROSSING)}",)
         shown.add_row(
             cut.name,
             "x".join(map(str, cut.shape)),
@@ -290,18 +291,12 @@ def cuts(
     out().print(shown)
 
 
-def _some(names: Sequence[str]) -> str:
-    """The first of many names; --json has them all."""
-    more = f" and {len(names) - 3:,} more" if len(names) > 3 else ""
-    return ", ".join(names[:3]) + more
-
-
 def _no_cut(backbone: str, patterns: list[str], found: Sequence[Cut]) -> str:
     """What is wrong with patterns that none of the listed cuts fits."""
     lacks = f"{backbone} has no cut {' or '.join(patterns)}"
     for cut in found:
         if any(map(cut.matches, patterns)):
-            by = _some(cut.crossing)
+            by = first_few(cut.crossing, _CROSSING)
             return (
                 f"{lacks} that nothing else crosses: what comes after {cut.name} also takes {by}; "
                 "--all shows them"
@@ -311,6 +306,7 @@ def _no_cut(backbone: str, patterns: list[str], found: Sequence[Cut]) -> str:
     return f"{lacks}{near} `featx cuts {backbone}` lists all"
 
 
+_CROSSING = 3  # values that cross a cut, by name; --json has them all
 _PACKAGES = (
     "featx", "torch", "torchvision", "h5py", "numpy", "scikit-learn", "pillow", "simplejpeg",
     "isal", "safetensors", "openvino", "timm", "pillow-heif", "pyarrow",

@@ -20,6 +20,8 @@ from matplotlib import font_manager
 from matplotlib.ft2font import FT2Font
 from PIL import ImageFont
 
+from featx.counting import first_few
+
 # Sans-serif families that cover large scripts and come with Linux, macOS or Windows, best first.
 # A simplified-Chinese face precedes the others because one face must serve all Han characters.
 _PREFERRED_FAMILIES = (
@@ -191,9 +193,8 @@ class TextFonts:
         """One line for the user about characters without a font; None where there are none."""
         if not self.missing:
             return None
-        some = ", ".join(_code_point(character) for character in self.missing[:5])
-        more = f" and {len(self.missing) - 5} more" if len(self.missing) > 5 else ""
-        return f"no font here has the characters {some}{more}, shown by their codes; {_ADVICE}"
+        some = first_few(self.missing, 5, _code_point)
+        return f"no font here has the characters {some}, shown by their codes; {_ADVICE}"
 
     def _face_of(self, character: str) -> int | None:
         code = ord(character)
