@@ -104,7 +104,8 @@ def export_network(
     if path.suffix != ".pth":
         raise InputError(f"--out names a file of weights, which ends in .pth, got {str(path)!r}")
     loaded = _backbone(file, backbone, weights)
-    state = _with_head(file, loaded)
+    network = with_classifier(loaded.network, len(file.classes))
+    state = _with_head(file, loaded, network)
     names = {str(i): name for i, name in enumerate(file.classes)}
     indices = path.with_name(CLASS_INDICES)
 
@@ -121,7 +122,7 @@ def export_network(
         file.classes,
         temperature_of(file),
         not isinstance(file.head, TailHead),
-        classifier_path(with_classifier(loaded.network, len(file.classes))),
+        classifier_path(network),
         _maker(loaded, len(file.classes)),
         _in_words(Transform.from_dict(file.metadata["cache"]["spec"]["transform"])),
         any(wrote),
@@ -149,7 +150,8 @@ def whole_network(
     WeightsError
         The backbone's weights cannot be found.
     """
-    return _with_head(file, _backbone(file, backbone, weights))
+    loaded = _backbone(file, backbone, weights)
+    return _with_head(file, loaded, with_classifier(loaded.network, len(file.classes)))
 
 
 def _backbone(file: HeadFile, backbone: str | None, weights: str | None) -> Backbone:
@@ -163,11 +165,13 @@ def _backbone(file: HeadFile, backbone: str | None, weights: str | None) -> Back
     return backbone_of_spec(recorded["spec"], recorded["plan"], backbone=backbone, weights=weights)
 
 
-def _with_head(file: HeadFile, backbone: Backbone) -> dict[str, Tensor]:
-    """The network's state dict, the values of its last layer replaced, or of all of a tail."""
+def _with_head(file: HeadFile, backbone: Backbone, network: nn.Module) -> dict[str, Tensor]:
+    """The network's state dict, the values of its last layer replaced, or of all of a tail.
+
+    `network` is the backbone's, with a classifier in any case.
+    """
     if isinstance(file.head, TailHead):
-        return _with_tail(file, file.head, backbone)
-    network = with_classifier(backbone.network, len(file.classes))
+        return _with_tail(file, file.head, network)
     layer = _last_layer(file, backbone, network)
     W, b = _folded(file)
     state: dict[str, Tensor] = network.state_dict()  # with the versions of its modules
@@ -176,8 +180,7 @@ def _with_head(file: HeadFile, backbone: Backbone) -> dict[str, Tensor]:
     return state
 
 
-def _with_tail(file: HeadFile, head: TailHead, backbone: Backbone) -> dict[str, Tensor]:
-    network = with_classifier(backbone.network, len(file.classes))
+def _with_tail(file: HeadFile, head: TailHead, network: nn.Module) -> dict[str, Tensor]:
     state: dict[str, Tensor] = network.state_dict()
     trained = head.tail_.values()
     # other values are no part of a state dict: a network makes them as it is built
@@ -190,10 +193,7 @@ def _with_tail(file: HeadFile, head: TailHead, backbone: Backbone) -> dict[str, 
 
 
 def _last_layer(file: HeadFile, backbone: Backbone, network: nn.Module) -> str:
-    """Path of the Linear that ends the network, where its input is what the head was fitted on.
-
-    `network` is the backbone's, with a classifier in any case.
-    """
+    """Path of the Linear that ends the network, where its input is what the head was fitted on."""
     spec = file.metadata["cache"]["spec"]
     graph = CutGraph(backbone.network, backbone.traced_at, shapes_required=False)
     penultimate, logits = (graph.alias(name) for name in ("penultimate", "logits"))
