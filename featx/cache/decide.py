@@ -11,7 +11,7 @@ import numpy as np
 from featx.cache.layout import Status, differing_fields, fingerprint
 from featx.cache.reader import CacheFile
 from featx.cache.skeleton import Rows
-from featx.counting import counted
+from featx.counting import counted, first_few
 from featx.errors import CacheError, SpecMismatchError
 
 MAX_GONE: Final = 0.1  # a larger share of vanished files looks like a half-mounted disk
@@ -142,18 +142,8 @@ def decide(
     # of two that fit, the unfinished one, unless images that came back have their rows in the other
     source, found = max(matches, key=lambda match: (match[1].rows >= 0).sum())
     for each, match in matches:
-        if match.lost > MAX_GONE * len(each) and not prune and each in (source, complete):
-            raise CacheError(
-                f"{match.lost:,} of the {len(each):,} images in {each.path} are no longer under "
-                f"{root}; is a disk not mounted? Say --prune to drop them, or --out for another "
-                "file"
-            )
-        if match.lost_classes and not prune and each in (source, complete):
-            raise CacheError(
-                f"no image of {' or '.join(match.lost_classes[:3])}, classes in {each.path}, is "
-                f"under {root} any more; is a disk not mounted? Say --prune to go on without "
-                "them, or --out for another file"
-            )
+        if each in (source, complete) and not prune:
+            _check_gone(each, match, root)
     counts = {
         "new": found.new,
         "changed": found.changed,
@@ -178,6 +168,21 @@ def _check_root(source: CacheFile, root: str, *, prune: bool) -> None:
         raise CacheError(
             f"{source.path} was made from another folder, {source.root}, not {root}; "
             "name another file with --out, or say --prune if the folder has moved"
+        )
+
+
+def _check_gone(source: CacheFile, match: _Match, root: str) -> None:
+    if match.lost > MAX_GONE * len(source):
+        raise CacheError(
+            f"{match.lost:,} of the {len(source):,} images in {source.path} are no longer under "
+            f"{root}; is a disk not mounted? Say --prune to drop them, or --out for another "
+            "file"
+        )
+    if match.lost_classes:
+        raise CacheError(
+            f"no image of {first_few(match.lost_classes, 4)}, classes in {source.path}, is "
+            f"under {root} any more; is a disk not mounted? Say --prune to go on without "
+            "them, or --out for another file"
         )
 
 
