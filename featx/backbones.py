@@ -15,6 +15,7 @@ from featx import architectures, own_network, timm_backbones
 from featx.classics import CLASSICS
 from featx.errors import InputError, WeightsError
 from featx.frozen import Backbone, freeze, seeded
+from featx.home import at_home
 from featx.own_network import is_own
 from featx.timm_backbones import load_timm
 from featx.torchvision_backbones import entry_by_hash, load_file, load_random
@@ -234,7 +235,7 @@ def _checked_overrides(transform: Mapping[str, Any] | None) -> dict[str, Any]:
 
 def _existing_file(name: str, weights: str | os.PathLike[str]) -> Path:
     """The weights file at a path the user gave, absolute; else the error that helps most."""
-    path = Path(weights).expanduser()
+    path = at_home(weights)
     if path.is_file():
         return path.resolve()
     looks_like_path = path.suffix.lower() in _FILE_SUFFIXES or len(path.parts) > 1

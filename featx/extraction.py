@@ -14,6 +14,7 @@ from featx.featureset import FeatureSet
 from featx.filling import Extraction as Extraction
 from featx.filling import Listener as Listener
 from featx.filling import fill_caches
+from featx.home import at_home
 from featx.identity import BackboneIdentity
 from featx.images import list_images
 from featx.specs import ExtractOptions, ExtractRules
@@ -190,8 +191,8 @@ def run_extractions(
         raise InputError(f"--out names one cache, but {len(asked)} are asked for; use --cache-dir")
     listener, checked = listener or Listener(), ExtractRules(**rules)
     images = os.path.expanduser(located(images))  # noqa: PTH111 (a glob is no path)
-    cache_dir = Path(cache_dir).expanduser()
-    out = None if out is None else Path(out).expanduser()
+    cache_dir = at_home(cache_dir)
+    out = None if out is None else at_home(out)
     table = list_images(
         images,
         label_from=asked[0].label_from,  # type: ignore[arg-type]  # checked by ExtractOptions

@@ -13,7 +13,6 @@ import os
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, Final
 
 from featx.devices import Device, Precision
@@ -22,6 +21,7 @@ from featx.engines.choice import OPENVINO, keep, package_versions
 from featx.engines.openvino import is_installed
 from featx.engines.store import Prepared, load_prepared
 from featx.errors import WeightsError
+from featx.home import at_home
 from featx.identity import BackboneIdentity, FrontIdentity
 from featx.own_network import is_own
 from featx.specs import ExtractOptions
@@ -133,7 +133,7 @@ def remember(options: ExtractOptions, precision: Precision, known: Known) -> Non
 
 def _key(options: ExtractOptions, precision: Precision) -> dict[str, Any]:
     """All that a network's identity can depend on, but for the bytes of its weights."""
-    file = Path(options.weights).expanduser()
+    file = at_home(options.weights)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {
         "what": "identity",

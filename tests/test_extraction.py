@@ -826,6 +826,8 @@ def test_the_home_folder_is_meant_everywhere(
     assert not (tmp_path / "here/~").exists()
     assert featx.extract(f"~/{name}", out="~/a.h5", **TINY).path == home / "a.h5"
     assert featx.load("~/a.h5").path == home / "a.h5"
+    there = featx.extract(f"~/{name}", cache_dir="~nobody_here", **TINY).path
+    assert there.absolute().parent == tmp_path / "here/~nobody_here"
     with pytest.raises(CacheError, match="there is no cache at ~nobody_here"):
         featx.load("~nobody_here")
     assert featx.verify("~/a.h5").ok

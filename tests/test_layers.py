@@ -19,7 +19,7 @@ SHELVES: tuple[frozenset[str], ...] = tuple(
     map(
         frozenset,
         (
-            {"errors", "counting", "spelling"},
+            {"errors", "counting", "spelling", "home"},
             {"datasets", "units"},
             {"image_sources"},
             {

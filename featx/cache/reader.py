@@ -27,6 +27,7 @@ from featx.cache.layout import (
 )
 from featx.cache.metadata import Stored, read_metadata
 from featx.errors import CacheError, NewerFormatError
+from featx.home import at_home
 
 PARTIAL_SUFFIX: Final = ".partial"
 _MAX_FEATURE_AXES: Final = 3  # a map; a vector has one
@@ -165,7 +166,7 @@ def open_cache(path: str | os.PathLike[str], *, partial: bool = False) -> CacheF
     CacheError
         No such file, not a cache, unfinished, damaged, or written by a newer featx.
     """
-    path = Path(os.path.expanduser(path))  # noqa: PTH111 (that of Path raises for unknown users)
+    path = at_home(path)
     if not path.is_file():
         raise CacheError(_missing(path))
     if path.name.endswith(PARTIAL_SUFFIX) and not partial:

@@ -15,6 +15,7 @@ from featx.cache.layout import MASKING, Status, is_filler
 from featx.cache.reader import PARTIAL_SUFFIX, CacheFile, open_cache
 from featx.cache.seal import damaged_columns, seal_of
 from featx.errors import CacheError, NewerFormatError
+from featx.home import at_home
 
 _CHUNK_BYTES: Final = 16 * 2**20
 
@@ -84,7 +85,7 @@ def open_to_check(path: str | os.PathLike[str]) -> CacheFile:
     CacheError
         As `open_cache`.
     """
-    path = Path(os.path.expanduser(path))  # noqa: PTH111 (that of Path raises for unknown users)
+    path = at_home(path)
     try:
         return open_cache(path)
     except NewerFormatError:

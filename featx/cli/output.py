@@ -29,6 +29,7 @@ from featx.errors import (
     EXIT_UNEXPECTED,
     FeatxError,
 )
+from featx.home import at_home
 from featx.interrupts import cleaning_up
 
 _INTERVAL_S: Final = 5.0  # between two lines of progress where there is no terminal
@@ -231,11 +232,7 @@ def _at_home(value: Any) -> Any:
     """A path with the home folder for its ``~``, which shells leave as it is in ``--out=~/a``."""
     if isinstance(value, list):
         return [_at_home(each) for each in value]
-    if not isinstance(value, Path):
-        return value
-    with suppress(RuntimeError):  # ~nobody: a name like any other
-        return value.expanduser()
-    return value
+    return at_home(value) if isinstance(value, Path) else value
 
 
 def _is_path(name: object) -> bool:

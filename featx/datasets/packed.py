@@ -17,6 +17,7 @@ from featx.datasets.cifar import class_names
 from featx.datasets.digits import digits_folder
 from featx.datasets.fetching import ensure
 from featx.errors import InputError
+from featx.home import at_home
 
 _PREFIXES: Final = ("torchvision:", "sklearn:")
 _BUNDLED: Final = Path("/")  # the same on every machine, as what comes with scikit-learn is
@@ -94,7 +95,7 @@ def located(
     name = Path(text).parts[0]
     if name not in SETS:
         raise InputError(f"there is no data set {name!r}; there are {', '.join(SETS)}")
-    top = _BUNDLED if SETS[name].folder is None else Path(data_root).expanduser()
+    top = _BUNDLED if SETS[name].folder is None else at_home(data_root)
     return os.fspath(top / text)
 
 

@@ -37,6 +37,7 @@ from featx.heads.contents import (
     one_line,
     to_json,
 )
+from featx.home import at_home
 from featx.whole_files import replace_whole
 
 __all__ = ["FORMAT", "HEADS", "SPLIT_PARTS", "HeadFile", "load_head", "save_head"]
@@ -128,7 +129,7 @@ def load_head(path: str | os.PathLike[str]) -> HeadFile:
         There is no such file, or it is no head file, is damaged, was made by a newer featx, or
         its parts do not fit each other.
     """
-    path = Path(os.path.expanduser(path))  # noqa: PTH111 (that of Path raises for unknown users)
+    path = at_home(path)
     if not path.is_file():
         raise HeadError(f"there is no head file {path}; make one with `featx fit-head`")
     try:
