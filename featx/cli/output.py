@@ -102,30 +102,28 @@ def table(title: str | None, *columns: str, right: Sequence[str] = ()) -> Table:
     return made
 
 
-class _Trimmed:
-    """`stream` without the blanks at the ends of lines, which tables are filled up with."""
+class _Around:
+    """`stream`, but for what is written here."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
+
+
+class _Trimmed(_Around):
+    """Without the blanks at the ends of lines, which tables are filled up with."""
 
     def write(self, text: str) -> int:
         return self._stream.write(re.sub(r" +$", "", text, flags=re.MULTILINE))
 
 
-class _StandardOutput:
-    """`stream`, where a write that fails ends the command as what it is.
+class _StandardOutput(_Around):
+    """Where a write that fails ends the command as what it is.
 
     With code 0 where the reader, `head` say, had enough, and with a `DiskError` otherwise.
     """
-
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
 
     def write(self, text: str) -> int:
         with self._told():
