@@ -29,6 +29,7 @@ from featx.resampling import (
 
 if TYPE_CHECKING:
     import torch
+    from PIL import Image
 
 # Resizing the short side of a strip of 1 x 20,000 pixels to 256 would need 1.3 gigapixels, of 4
 # bytes each in Pillow.
@@ -224,8 +225,6 @@ class Transform:
         By Pillow's filter of `interpolation`, and in the ways of `resize_crop`. A smaller picture
         is returned as it is.
         """
-        from PIL import Image
-
         h, w = pixels.shape[:2]
         long = max(h, w)
         if long <= side:
@@ -233,8 +232,8 @@ class Transform:
         new = new_h, new_w = max(1, round(side * h / long)), max(1, round(side * w / long))
         if mode == "fast" and h <= MAX_ROWS_FIRST * w:
             return resized_window(pixels, new, (0, 0), new, self.interpolation)
-        resample = Image.Resampling(INTERPOLATIONS[self.interpolation])
-        return pixels_of(image_of(pixels).resize((new_w, new_h), resample))
+        resample = INTERPOLATIONS[self.interpolation]
+        return pixels_of(_resized(pixels, new_h, new_w, resample))
 
     def window(self, h: int, w: int) -> Window | None:
         """Return the part of an h x w picture that `resize_crop` needs, if others may resize it.
@@ -342,15 +341,20 @@ def _center_crop(pixels: np.ndarray, crop: int) -> np.ndarray:
     return out
 
 
-def _crop_of_resized(pixels: np.ndarray, h: int, w: int, crop: int, resample: int) -> np.ndarray:
-    """Return (crop, crop, c): the centre of Pillow's resize to h x w.
+def _resized(pixels: np.ndarray, h: int, w: int, resample: int) -> Image.Image:
+    """Return Pillow's resize to h x w.
 
     One call of Pillow, as torchvision makes it: which of its two passes comes first depends on its
     version and the shape, so that doing them apart would not keep the bits for sure.
     """
     from PIL import Image
 
-    resized = image_of(pixels).resize((w, h), Image.Resampling(resample))
+    return image_of(pixels).resize((w, h), Image.Resampling(resample))
+
+
+def _crop_of_resized(pixels: np.ndarray, h: int, w: int, crop: int, resample: int) -> np.ndarray:
+    """Return (crop, crop, c): the centre of `_resized`."""
+    resized = _resized(pixels, h, w, resample)
     (top, _), (left, _) = _span(h, crop), _span(w, crop)
     # Cut in Pillow, so that only the crop is turned into an array.
     part = resized.crop((left, top, min(left + crop, w), min(top + crop, h)))
