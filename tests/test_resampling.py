@@ -25,6 +25,7 @@ COMPILER = (
     shutil.which((sysconfig.get_config_var("CC") or "cl").split()[0])
     and Path(sysconfig.get_path("include"), "Python.h").is_file()
 )
+needs_kernel = pytest.mark.skipif(not COMPILER, reason="there is no C compiler")
 WITH_KERNEL = ("bilinear", "bicubic")
 
 # (h, w) before and after: smaller, larger, one axis each way, odd, halves, thirds, one pixel, and
@@ -141,7 +142,7 @@ def test_other_filters_are_left_to_pillow(interpolation: str) -> None:
     assert np.array_equal(got, by_pillow(pixels, 51, 68, interpolation)[3:43, 4:54])
 
 
-@pytest.mark.skipif(not COMPILER, reason="there is no C compiler")
+@needs_kernel
 def test_featx_is_installed_with_its_kernel_where_there_is_a_compiler() -> None:
     """Without it everything works too, so that nothing else would tell."""
     assert importlib.import_module("featx._resample").resample
@@ -214,9 +215,6 @@ def arguments(**changes: Any) -> list[Any]:
     }
     assert set(changes) <= set(known)
     return list((known | changes).values())
-
-
-needs_kernel = pytest.mark.skipif(not COMPILER, reason="there is no C compiler")
 
 
 @needs_kernel
